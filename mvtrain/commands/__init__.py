@@ -1,0 +1,1 @@
+"""One module per command of `mvtrain`. Nothing but `mvtrain.cli` imports these."""
