@@ -91,7 +91,7 @@ class Node(NamedTuple):
     """Key ranges [a, b) before `start`, ascending and disjoint, that every token of the node sees in full."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Positions and visibility of one token sequence, or of several documents packed into one.
 
@@ -134,7 +134,7 @@ class Layout:
         """Put layouts behind each other. Documents keep their own positions and do not see each other."""
         schemes = {layout.scheme for layout in layouts}
         if len(schemes) != 1:
-            raise ValueError(f"cannot pack layouts of {len(schemes)} schemes; pack at least one, all of the same scheme")
+            raise ValueError(f"cannot pack layouts of {len(schemes)} schemes; give one or more of the same scheme")
         nodes: list[Node] = []
         documents: list[tuple[int, int]] = []
         offset = 0
@@ -332,9 +332,7 @@ def _merge(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
     return tuple(merged)
 
 
-def _without(
-    sees: tuple[tuple[int, int], ...], paths: list[tuple[int, int]], end: int
-) -> tuple[tuple[int, int], ...]:
+def _without(sees: tuple[tuple[int, int], ...], paths: list[tuple[int, int]], end: int) -> tuple[tuple[int, int], ...]:
     """`sees`, and of the tokens from the first of `paths` to `end` those that stand in none of them."""
-    edges = [edge for path in paths for edge in path][1:] + [end]
+    edges = [*(edge for path in paths for edge in path), end][1:]
     return _merge((*sees, *zip(edges[::2], edges[1::2], strict=True))) if paths else sees

@@ -1,0 +1,69 @@
+"""Multiverse Attention for unmodified transformers models.
+
+    register()
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="multiverse")
+    model(input_ids=..., position_ids=..., layout=layout, use_cache=False)
+
+Without `layout` the model is the stock causal model.
+
+Shape suffixes: T tokens, H query heads, K key heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from mvtrain.attention.registry import attend
+from mvtrain.layout import Layout
+
+NAME = "multiverse"
+
+
+def register() -> str:
+    """Make `attn_implementation="multiverse"` known to transformers. Returns the name. May be called again."""
+    AttentionInterface.register(NAME, multiverse_attention)
+    AttentionMaskInterface.register(NAME, multiverse_mask)
+    return NAME
+
+
+def multiverse_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Layout | None = None,
+    attention_backend: str = "auto",
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
+    if layout is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    _refuse_what_layouts_lack(query, attention_mask, dropout, kwargs.get("sliding_window"))
+    q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend(q_THD, k_TKD, v_TKD, layout, attention_backend, scaling)[None], None
+
+
+def multiverse_mask(*args, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:
+    """No mask where the layout says it all; transformers' own where a 2-D padding mask asks for one."""
+    if attention_mask is None and kwargs.get("q_length") == kwargs.get("kv_length"):
+        return None
+    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+def _refuse_what_layouts_lack(query, attention_mask, dropout: float, sliding_window) -> None:
+    if query.shape[0] != 1:
+        raise ValueError(f"a layout describes one packed sequence; got a batch of {query.shape[0]}: pack it instead")
+    if attention_mask is not None:
+        raise ValueError("attention_mask and layout exclude each other: packed sequences need no padding mask")
+    if dropout:
+        raise ValueError(f"attention dropout {dropout} is not supported; set attention_dropout to 0 in the config")
+    if sliding_window:
+        raise ValueError(f"sliding-window attention ({sliding_window} tokens) is not supported")
