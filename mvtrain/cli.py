@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_help() -> None:
-    print("usage: mvtrain COMMAND [options]\n\nTurn autoregressive language models into Multiverse models.\n\ncommands:")
+    print("usage: mvtrain COMMAND [options]\n")
+    print("Turn autoregressive language models into Multiverse models.\n\ncommands:")
     for name, summary in COMMANDS.items():
         print(f"  {name:<10} {summary}")
     print("\n`mvtrain COMMAND --help` shows a command's options. Training: `deepspeed launch/sft.py RECIPE.yaml`.")

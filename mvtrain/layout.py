@@ -18,14 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from mvtrain.grammar import TAGS
+
 Scheme = Literal["isolated", "original"]
 SCHEMES: tuple[Scheme, ...] = ("isolated", "original")
-
-TAGS = (
-    "<Think>", "</Think>", "<Parallel>", "</Parallel>", "<Goal>", "</Goal>",
-    "<Outline>", "</Outline>", "<Path>", "</Path>", "<Conclusion>", "</Conclusion>",
-)  # fmt: skip
-"""The twelve special tokens, in the order in which released checkpoints have them."""
 
 
 class LayoutError(ValueError):
