@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(done: int, total: int) -> None:
+def _progress(done: int, total: int, num_tokens: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done}/{total} problems", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(f"\r{done}/{total} problems, {num_tokens} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _table(report: dict) -> str:

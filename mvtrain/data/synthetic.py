@@ -1,45 +1,55 @@
 """Generated, verifiable problems with independent parts: the embedded default of the quick start.
 
-Several people count coins. Nobody's account depends on another's, so each can be followed on a path of its own; the
-conclusion adds them up. Some problems have a pair that shares an account, whose two members are followed in a nested
-block. Every number while counting stays below ten, so a small model learns the steps in minutes and what is measured
-is whether it splits, follows each path, and joins. The same seed gives the same problems; another seed gives others.
+Several travellers follow the roads of one map until each comes home. Nobody's way depends on another's, so each can be
+followed on a path of its own, and the conclusion gathers the last stops. In some problems two of them travel as a pair
+of names under one outline and are followed in a nested block. Looking roads up is what a small language model does
+well, so it learns the task in minutes, and what is measured is whether it splits, follows each path, and joins. The
+same seed gives the same problems; another seed gives others.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 NAMES = ("Ann", "Ben", "Cal", "Dan", "Hal", "Jim", "Max", "Ray", "Tom", "Sam", "Bob", "Kim", "Lee", "Tim", "Rob", "Don")
-LARGEST_CHANGE = 5
+PLACES = (
+    "river stone tiger apple bread cloud eagle flame grape horse island jacket kitten lemon mirror needle ocean "
+    "paper queen rabbit silver table valley window zebra anchor basket candle desert engine forest garden hammer "
+    "insect jungle kettle ladder market orange pencil ribbon saddle temple umbrella violet wagon bridge castle doctor "
+    "flower guitar harbor lantern meadow orchard palace rocket shadow tunnel village winter barrel button camel dragon "
+    "feather glove honey iron jewel king lake moon nest owl pearl rain snow tower wolf"
+).split()
+HOME = "home"
 NESTED_SHARE = 0.25
-"""Share of problems in which two people share an account."""
+"""Share of problems in which one part is a pair of travellers."""
+NUM_PARTS = (4, 5)
+NUM_STOPS = (4, 6)
+NUM_STOPS_OF_A_PAIR = (2, 3)
 
 
 @dataclass(frozen=True)
-class Account:
-    """One person's coins: a start and a few changes; every balance lies between 0 and 9."""
+class Traveller:
+    """A name and the places on the way, the last of which leads home."""
 
     name: str
-    start: int
-    changes: tuple[int, ...]
+    stops: tuple[str, ...]
 
     @property
-    def balance(self) -> int:
-        return self.start + sum(self.changes)
+    def last_stop(self) -> str:
+        return self.stops[-1]
 
-    def statement(self) -> str:
-        return f"{self.name}: {self.start} " + " ".join(f"{change:+d}" for change in self.changes)
+    def roads(self) -> list[tuple[str, str]]:
+        return list(zip(self.stops, (*self.stops[1:], HOME), strict=True))
 
-    def steps(self) -> str:
-        lines, balance = [], self.start
-        for change in self.changes:
-            sign = "+" if change > 0 else "-"
-            lines.append(f"{balance} {sign} {abs(change)} = {balance + change}")
-            balance += change
-        return f"{self.name}: " + ", ".join(lines) + "."
+    def way(self) -> str:
+        """The reasoning: every road looked up in turn."""
+        steps = " ".join(f"From {start} the road leads to {end}." for start, end in self.roads())
+        return f"{self.name} starts at {self.stops[0]}. {steps}"
+
+    def result(self) -> str:
+        return f"{self.name}: {self.last_stop}"
 
 
 @dataclass(frozen=True)
@@ -64,89 +74,69 @@ class Problem:
         }
 
 
-Part = tuple[Account, ...]
-"""One account, or two that are shared."""
+Part = tuple[Traveller, ...]
+"""One traveller, or a pair."""
 
 
-def problems(count: int, seed: int, num_parts: tuple[int, int] = (4, 5)) -> Iterator[Problem]:
-    """`count` problems with between `num_parts[0]` and `num_parts[1]` independent parts each."""
+def problems(count: int, seed: int) -> Iterator[Problem]:
+    """`count` problems. Problem k of a seed does not depend on `count`."""
     for index in range(count):
-        yield _problem(random.Random(f"{seed}/{index}"), num_parts)
+        yield _problem(random.Random(f"{seed}/{index}"))
 
 
-def _problem(source: random.Random, num_parts: tuple[int, int]) -> Problem:
-    count = source.randint(*num_parts)
-    names = source.sample(NAMES, count + 1)
-    nested = source.random() < NESTED_SHARE
-    pair = source.randrange(count) if nested else None
+def _problem(source: random.Random) -> Problem:
+    num_parts = source.randint(*NUM_PARTS)
+    pair = source.randrange(num_parts) if source.random() < NESTED_SHARE else None
+    names, places = iter(source.sample(NAMES, num_parts + 1)), iter(source.sample(PLACES, len(PLACES)))
     parts: list[Part] = []
-    for index in range(count):
-        members = 2 if index == pair else 1
-        parts.append(tuple(_account(source, names.pop(), 3 if members == 2 else 5) for _ in range(members)))
-    total = sum(_balance(part) for part in parts)
-    return Problem(_question(parts), str(total), _sequential(parts), _parallel(parts), nested)
-
-
-def _account(source: random.Random, name: str, num_changes: int) -> Account:
-    start = balance = source.randint(1, 9)
-    changes = []
-    for _ in range(num_changes):
-        change = source.choice(
-            [c for c in range(-LARGEST_CHANGE, LARGEST_CHANGE + 1) if c != 0 and 0 <= balance + c <= 9]
-        )
-        changes.append(change)
-        balance += change
-    return Account(name, start, tuple(changes))
-
-
-def _balance(part: Part) -> int:
-    return sum(account.balance for account in part)
+    for index in range(num_parts):
+        members, num_stops = (2, NUM_STOPS_OF_A_PAIR) if index == pair else (1, NUM_STOPS)
+        part = [
+            Traveller(next(names), tuple(next(places) for _ in range(source.randint(*num_stops))))
+            for _ in range(members)
+        ]
+        parts.append(tuple(part))
+    answer = " ".join(traveller.last_stop for part in parts for traveller in part)
+    return Problem(_question(parts, source), answer, _sequential(parts), _parallel(parts), pair is not None)
 
 
 def _title(part: Part) -> str:
-    return " & ".join(account.name for account in part)
+    return " & ".join(traveller.name for traveller in part)
 
 
-def _question(parts: list[Part]) -> str:
-    lines = [" & ".join(account.statement() for account in part) for part in parts]
+def _results(travellers: Sequence[Traveller]) -> str:
+    return ", ".join(traveller.result() for traveller in travellers)
+
+
+def _everyone(parts: Sequence[Part]) -> list[Traveller]:
+    return [traveller for part in parts for traveller in part]
+
+
+def _question(parts: list[Part], source: random.Random) -> str:
+    roads = [road for traveller in _everyone(parts) for road in traveller.roads()]
+    source.shuffle(roads)
+    starts = ", ".join(" & ".join(f"{traveller.name} at {traveller.stops[0]}" for traveller in part) for part in parts)
     return (
-        "These are the coins of some people and how they change:\n" + "\n".join(lines) + "\nHow many are left in all?"
+        "Roads: " + ", ".join(f"{start} > {end}" for start, end in roads) + ".\n"
+        f"Starts: {starts}.\nWhat is the last place of each before home?"
     )
 
 
-def _adding_up(values: list[int]) -> str:
-    steps, total = [], values[0]
-    for value in values[1:]:
-        steps.append(f"{total} + {value} = {total + value}")
-        total += value
-    return ", ".join(steps) + "."
-
-
-def _shared(part: Part) -> str:
-    return _title(part) + ": " + _adding_up([account.balance for account in part])
-
-
 def _sequential(parts: list[Part]) -> str:
-    lines = []
-    for part in parts:
-        lines += [account.steps() for account in part]
-        if len(part) > 1:
-            lines.append(_shared(part))
-    return "\n".join([*lines, "In all: " + _adding_up([_balance(part) for part in parts])])
+    everyone = _everyone(parts)
+    return "\n".join([*(traveller.way() for traveller in everyone), _results(everyone)])
 
 
 def _parallel(parts: list[Part]) -> str:
     paths = []
     for label, part in enumerate(parts, 1):
         if len(part) == 1:
-            paths.append(part[0].steps())
+            paths.append(part[0].way())
         else:
-            inner = [account.steps() for account in part]
-            names = [account.name for account in part]
-            paths.append(_title(part) + "\n" + _block(names, inner, _shared(part), f"{label}."))
-    titles = [_title(part) for part in parts]
-    total = "In all: " + _adding_up([_balance(part) for part in parts])
-    return "<Think>\n" + _block(titles, paths, total, "") + "\n</Think>"
+            names, ways = [traveller.name for traveller in part], [traveller.way() for traveller in part]
+            paths.append(_title(part) + "\n" + _block(names, ways, _results(part), f"{label}."))
+    block = _block([_title(part) for part in parts], paths, _results(_everyone(parts)), "")
+    return f"<Think>\n{block}\n</Think>"
 
 
 def _block(outlines: list[str], paths: list[str], conclusion: str, prefix: str) -> str:

@@ -94,7 +94,7 @@ def run_benchmark(
     engine: Engine,
     problems: Sequence[BenchmarkProblem],
     params: SamplingParams,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> tuple[list[Sample], float]:
     """Answer every problem in one batched run. Returns the samples in order, and the wall time in seconds."""
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Is a response's final answer right? Numbers are compared by value, everything else by its text."""
+"""Is a response's final answer right? Numbers are compared by value, words by their text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fractions import Fraction
 _REASONING_ENDS = ("</Think>", "</think>", "</Parallel>")
 _BOXED = "\\boxed{"
 _ANSWER_LINE = re.compile(r"answer\s*(?:is)?\s*:?\s*(.+)", re.IGNORECASE)
+_PLAIN_WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:/\d+)?")
 
 
@@ -29,8 +30,8 @@ def grade(response: str, reference: str) -> Grade:
         reference: the right answer, plain or in `\\boxed{}`.
 
     Returns:
-        A Grade. `correct` is False where the response gives no answer, None where one of two different texts is not a
-        number and so their equality cannot be told.
+        A Grade. `correct` is False where the response gives no answer or another number or other plain words, None
+        where equality cannot be told, as for two different formulas.
     """
     answer = final_answer(response)
     if answer is None:
@@ -39,9 +40,11 @@ def grade(response: str, reference: str) -> Grade:
     found = _normalise(answer)
     if found == expected:
         return Grade(True, answer)
+    if _PLAIN_WORDS.fullmatch(found) and _PLAIN_WORDS.fullmatch(expected):
+        return Grade(False, answer, f"{found!r} is not {expected!r}")
     numbers = _as_number(found), _as_number(expected)
     if None in numbers:
-        return Grade(None, answer, f"cannot compare {found!r} with {expected!r}: not both are numbers")
+        return Grade(None, answer, f"cannot compare {found!r} with {expected!r}")
     if numbers[0] == numbers[1]:
         return Grade(True, answer)
     return Grade(False, answer, f"{found} is not {expected}")
@@ -73,6 +76,7 @@ def _last_boxed(text: str) -> str | None:
 
 def _normalise(answer: str) -> str:
     text = answer.strip().strip("$").strip().rstrip(".").replace(r"\,", "").replace(r"\!", "")
+    text = re.sub(r"^\(([A-Za-z])\)$", r"\1", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
     return re.sub(r"\s+", " ", text)

