@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
-NUM_TRAIN, NUM_TIMED_ALONE = 400, 8
+NUM_TRAIN, NUM_TIMED_ALONE = 400, 4
 FORMS = ("parallel", "sequential")
 
 
@@ -72,20 +73,21 @@ def train(out: Path, form: str, max_tokens: int | None) -> None:
     if max_tokens:
         flags += ["--data.max_tokens", str(max_tokens)]
     recipe = ROOT / "launch" / "recipes" / f"quickstart_{form}.yaml"
-    _run("deepspeed", "--num_accelerators", "2", str(ROOT / "launch" / "sft.py"), str(recipe), *flags)
+    launcher = ["deepspeed", "--num_accelerators", "2", "--master_port", str(_free_port())]
+    _run(*launcher, str(ROOT / "launch" / "sft.py"), str(recipe), *flags)
 
 
 def evaluate(out: Path, num_problems: int) -> dict[str, dict]:
     """Summary per model, in the order of the table's rows."""
     runs = {
-        "trained, in parallel": ("parallel/export", []),
-        "trained on the sequential form": ("sequential/export", ["--sequential"]),
-        "untouched SmolLM2": ("base", ["--sequential"]),
+        "trained, in parallel": ("parallel/export", ["--max-tokens", "448"]),
+        "trained on the sequential form": ("sequential/export", ["--max-tokens", "448", "--sequential"]),
+        "untouched SmolLM2": ("base", ["--max-tokens", "256", "--sequential"]),
     }
     reports = {}
     for name, (folder, flags) in runs.items():
         command = ["mvtrain", "evaluate", str(out / folder), "--problems", str(out / "heldout.jsonl"), "--json"]
-        command += ["--max-tokens", "640", "--alone", str(NUM_TIMED_ALONE), *flags]
+        command += ["--batch-size", "50", "--alone", str(NUM_TIMED_ALONE), *flags]
         command += ["--limit", str(num_problems), "--samples", str(out / f"samples-{folder.split('/')[0]}.jsonl")]
         reports[name] = json.loads(_run(*command, capture=True).strip().splitlines()[-1])
     return reports
@@ -106,8 +108,8 @@ def table(reports: dict[str, dict], seconds: float) -> str:
     speedup = sequential["seconds_alone_median"] / parallel["seconds_alone_median"]
     rows += [
         "",
-        f"{parallel['num_problems']} held-out problems, greedy; alone: median of {parallel['num_timed_alone']}. One at a "
-        f"time the parallel model needs {speedup:.2f} times fewer seconds per problem than the sequential one.",
+        f"{parallel['num_problems']} held-out problems, greedy; alone: median of {parallel['num_timed_alone']}. "
+        f"One at a time the parallel model needs {speedup:.2f} times fewer seconds per problem than the sequential.",
         f"{os.cpu_count()} CPU cores ({_processor()}), {seconds / 60:.1f} minutes without the installation.",
     ]
     return "\n".join(rows)
@@ -133,6 +135,12 @@ def _run(*command: str, capture: bool = False) -> str:
         raise SystemExit(f"`{command[0]} {command[1]}` failed with status {done.returncode}; see its message above")
     print(f"({time.time() - start:.0f} s)", flush=True)
     return done.stdout or ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _ask(out: Path) -> str:

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _progress(done: int, total: int, num_tokens: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done}/{total} problems, {num_tokens} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        end = "\n" if done == total else ""
+        print(f"\r{done}/{total} problems, {num_tokens} tokens", end=end, file=sys.stderr, flush=True)
 
 
 def _table(report: dict) -> str:

@@ -24,9 +24,9 @@ PLACES = (
 HOME = "home"
 NESTED_SHARE = 0.25
 """Share of problems in which one part is a pair of travellers."""
-NUM_PARTS = (4, 5)
-NUM_STOPS = (4, 6)
-NUM_STOPS_OF_A_PAIR = (2, 3)
+NUM_TRAVELLERS = 5
+NUM_STOPS = (4, 5)
+NUM_STOPS_OF_A_PAIR = (2, 2)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Traveller:
     def way(self) -> str:
         """The reasoning: every road looked up in turn."""
         steps = " ".join(f"From {start} the road leads to {end}." for start, end in self.roads())
-        return f"{self.name} starts at {self.stops[0]}. {steps}"
+        return f"{self.start()}. {steps} So {self.result()}."
+
+    def start(self) -> str:
+        return f"{self.name} starts at {self.stops[0]}"
 
     def result(self) -> str:
         return f"{self.name}: {self.last_stop}"
@@ -85,9 +88,10 @@ def problems(count: int, seed: int) -> Iterator[Problem]:
 
 
 def _problem(source: random.Random) -> Problem:
-    num_parts = source.randint(*NUM_PARTS)
-    pair = source.randrange(num_parts) if source.random() < NESTED_SHARE else None
-    names, places = iter(source.sample(NAMES, num_parts + 1)), iter(source.sample(PLACES, len(PLACES)))
+    nested = source.random() < NESTED_SHARE
+    num_parts = NUM_TRAVELLERS - nested
+    pair = source.randrange(num_parts) if nested else None
+    names, places = iter(source.sample(NAMES, NUM_TRAVELLERS)), iter(source.sample(PLACES, len(PLACES)))
     parts: list[Part] = []
     for index in range(num_parts):
         members, num_stops = (2, NUM_STOPS_OF_A_PAIR) if index == pair else (1, NUM_STOPS)
@@ -96,8 +100,8 @@ def _problem(source: random.Random) -> Problem:
             for _ in range(members)
         ]
         parts.append(tuple(part))
-    answer = " ".join(traveller.last_stop for part in parts for traveller in part)
-    return Problem(_question(parts, source), answer, _sequential(parts), _parallel(parts), pair is not None)
+    answer = _results(_everyone(parts))
+    return Problem(_question(parts, source), answer, _sequential(parts), _parallel(parts), nested)
 
 
 def _title(part: Part) -> str:
@@ -115,10 +119,10 @@ def _everyone(parts: Sequence[Part]) -> list[Traveller]:
 def _question(parts: list[Part], source: random.Random) -> str:
     roads = [road for traveller in _everyone(parts) for road in traveller.roads()]
     source.shuffle(roads)
-    starts = ", ".join(" & ".join(f"{traveller.name} at {traveller.stops[0]}" for traveller in part) for part in parts)
+    starts = ", ".join(" & ".join(traveller.start() for traveller in part) for part in parts)
     return (
         "Roads: " + ", ".join(f"{start} > {end}" for start, end in roads) + ".\n"
-        f"Starts: {starts}.\nWhat is the last place of each before home?"
+        f"{starts}.\nWhere does each stop last before home?"
     )
 
 

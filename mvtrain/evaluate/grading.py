@@ -9,7 +9,7 @@ from fractions import Fraction
 _REASONING_ENDS = ("</Think>", "</think>", "</Parallel>")
 _BOXED = "\\boxed{"
 _ANSWER_LINE = re.compile(r"answer\s*(?:is)?\s*:?\s*(.+)", re.IGNORECASE)
-_PLAIN_WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
+_PLAIN_WORDS = re.compile(r"[A-Za-z]+(?:[ ,:]+[A-Za-z]+)*")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:/\d+)?")
 
 

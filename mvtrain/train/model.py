@@ -82,7 +82,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         hidden_grad_NE = torch.empty_like(hidden_NE) if train else None
-        weight_grad_VE = torch.zeros_like(weight_VE, dtype=torch.float32) if train else None
+        weight_grad_VE = None
         for start in range(0, len(targets_N), chunk):
             rows = slice(start, start + chunk)
             log_probs_CV = F.linear(hidden_NE[rows], weight_VE).float().log_softmax(-1)
@@ -92,8 +92,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_CV.scatter_add_(1, targets_N[rows, None], -torch.ones_like(grad_CV[:, :1]))
                 grad_CV = grad_CV.to(weight_VE.dtype)
                 hidden_grad_NE[rows] = grad_CV @ weight_VE
-                weight_grad_VE += grad_CV.T @ hidden_NE[rows]
+                part_VE = grad_CV.T @ hidden_NE[rows]
+                weight_grad_VE = part_VE if weight_grad_VE is None else weight_grad_VE.float().add_(part_VE)
         if train:
+            if weight_grad_VE is None:  # no targets
+                weight_grad_VE = torch.zeros_like(weight_VE)
             ctx.save_for_backward(hidden_grad_NE, weight_grad_VE.to(weight_VE.dtype))
         return loss
 
