@@ -82,7 +82,7 @@ def evaluate(out: Path, num_problems: int) -> dict[str, dict]:
     runs = {
         "trained, in parallel": ("parallel/export", ["--max-tokens", "448"]),
         "trained on the sequential form": ("sequential/export", ["--max-tokens", "448", "--sequential"]),
-        "untouched SmolLM2": ("base", ["--max-tokens", "256", "--sequential"]),
+        "untouched SmolLM2": ("base", ["--max-tokens", "128", "--sequential"]),
     }
     reports = {}
     for name, (folder, flags) in runs.items():

@@ -1,16 +1,16 @@
 """Generated, verifiable problems with independent parts: the embedded default of the quick start.
 
 Several travellers follow the roads of one map until each comes home. Nobody's way depends on another's, so each can be
-followed on a path of its own, and the conclusion gathers the last stops. In some problems two of them travel as a pair
-of names under one outline and are followed in a nested block. Looking roads up is what a small language model does
-well, so it learns the task in minutes, and what is measured is whether it splits, follows each path, and joins. The
-same seed gives the same problems; another seed gives others.
+followed on a path of its own, and the conclusion gathers the last stops. In half of the problems two of them share a
+number, and are followed in a nested block. Every step copies from what stands in view ("A to B" in the question, "from
+A to B" on the way), which is what a small language model does well: it learns the task in minutes, and what is measured
+is whether it splits, follows each path, and joins. The same seed gives the same problems; another seed gives others.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 NAMES = ("Ann", "Ben", "Cal", "Dan", "Hal", "Jim", "Max", "Ray", "Tom", "Sam", "Bob", "Kim", "Lee", "Tim", "Rob", "Don")
@@ -22,9 +22,9 @@ PLACES = (
     "feather glove honey iron jewel king lake moon nest owl pearl rain snow tower wolf"
 ).split()
 HOME = "home"
-NESTED_SHARE = 0.25
-"""Share of problems in which one part is a pair of travellers."""
-NUM_TRAVELLERS = 5
+NESTED_SHARE = 0.5
+"""Share of problems in which one part is a pair of travellers: enough to learn nested blocks from few examples."""
+NUM_PARTS = 5
 NUM_STOPS = (4, 5)
 NUM_STOPS_OF_A_PAIR = (2, 2)
 
@@ -45,7 +45,7 @@ class Traveller:
 
     def way(self) -> str:
         """The reasoning: every road looked up in turn."""
-        steps = " ".join(f"From {start} the road leads to {end}." for start, end in self.roads())
+        steps = " ".join(f"Take the road from {start} to {end}." for start, end in self.roads())
         return f"{self.start()}. {steps} So {self.result()}."
 
     def start(self) -> str:
@@ -89,18 +89,17 @@ def problems(count: int, seed: int) -> Iterator[Problem]:
 
 def _problem(source: random.Random) -> Problem:
     nested = source.random() < NESTED_SHARE
-    num_parts = NUM_TRAVELLERS - nested
-    pair = source.randrange(num_parts) if nested else None
-    names, places = iter(source.sample(NAMES, NUM_TRAVELLERS)), iter(source.sample(PLACES, len(PLACES)))
+    pair = source.randrange(NUM_PARTS) if nested else None
+    names, places = iter(source.sample(NAMES, NUM_PARTS + nested)), iter(source.sample(PLACES, len(PLACES)))
     parts: list[Part] = []
-    for index in range(num_parts):
+    for index in range(NUM_PARTS):
         members, num_stops = (2, NUM_STOPS_OF_A_PAIR) if index == pair else (1, NUM_STOPS)
         part = [
             Traveller(next(names), tuple(next(places) for _ in range(source.randint(*num_stops))))
             for _ in range(members)
         ]
         parts.append(tuple(part))
-    answer = _results(_everyone(parts))
+    answer = _results(parts)
     return Problem(_question(parts, source), answer, _sequential(parts), _parallel(parts), nested)
 
 
@@ -108,8 +107,16 @@ def _title(part: Part) -> str:
     return " & ".join(traveller.name for traveller in part)
 
 
-def _results(travellers: Sequence[Traveller]) -> str:
-    return ", ".join(traveller.result() for traveller in travellers)
+def _result(part: Part) -> str:
+    return " & ".join(traveller.result() for traveller in part)
+
+
+def _numbered(texts: Iterable[str]) -> str:
+    return ", ".join(f"{number} {text}" for number, text in enumerate(texts, 1))
+
+
+def _results(parts: Sequence[Part]) -> str:
+    return _numbered(_result(part) for part in parts)
 
 
 def _everyone(parts: Sequence[Part]) -> list[Traveller]:
@@ -119,16 +126,21 @@ def _everyone(parts: Sequence[Part]) -> list[Traveller]:
 def _question(parts: list[Part], source: random.Random) -> str:
     roads = [road for traveller in _everyone(parts) for road in traveller.roads()]
     source.shuffle(roads)
-    starts = ", ".join(" & ".join(traveller.start() for traveller in part) for part in parts)
+    starts = ", ".join(traveller.start() for traveller in _everyone(parts))
     return (
-        "Roads: " + ", ".join(f"{start} > {end}" for start, end in roads) + ".\n"
-        f"{starts}.\nWhere does each stop last before home?"
+        "Roads: " + ", ".join(f"{start} to {end}" for start, end in roads) + ".\n"
+        f"Travellers: {_numbered(_title(part) for part in parts)}.\n{starts}.\n"
+        "Where does each stop last before home?"
     )
 
 
 def _sequential(parts: list[Part]) -> str:
-    everyone = _everyone(parts)
-    return "\n".join([*(traveller.way() for traveller in everyone), _results(everyone)])
+    """What the trace says, in order, without tags and outlines."""
+    lines = []
+    for part in parts:
+        ways = [traveller.way() for traveller in part]
+        lines += ways if len(part) == 1 else [_title(part), *ways, _result(part)]
+    return "\n".join([*lines, _results(parts)])
 
 
 def _parallel(parts: list[Part]) -> str:
@@ -138,8 +150,8 @@ def _parallel(parts: list[Part]) -> str:
             paths.append(part[0].way())
         else:
             names, ways = [traveller.name for traveller in part], [traveller.way() for traveller in part]
-            paths.append(_title(part) + "\n" + _block(names, ways, _results(part), f"{label}."))
-    block = _block([_title(part) for part in parts], paths, _results(_everyone(parts)), "")
+            paths.append(_title(part) + "\n" + _block(names, ways, _result(part), f"{label}."))
+    block = _block([_title(part) for part in parts], paths, _results(parts), "")
     return f"<Think>\n{block}\n</Think>"
 
 
