@@ -63,6 +63,7 @@ class Trainer:
 
     def start(self) -> None:
         """Connect the ranks, load the model and the checkpoint to go on from."""
+        self.progress.note(self._data_summary())
         self.progress.note(self._headline())
         self.ranks.connect()
         self.engine = start_engine(self.config, self.settings)
@@ -138,9 +139,7 @@ class Trainer:
 
     def describe(self) -> str:
         """Configuration, data, steps per phase and memory per rank."""
-        lines = ["configuration", _indent(json.dumps(self.config.model_dump(), indent=2)), "data"]
-        for source, report in self.plan.reports.items():
-            lines += [f"  {source}", _indent(report.summary(), 4)]
+        lines = ["configuration", _indent(json.dumps(self.config.model_dump(), indent=2)), self._data_summary()]
         lines.append(f"plan ({self._headline()})")
         for name, num_steps, tokens, fill in step_counts(self.plan):
             lines.append(f"  {name}: {num_steps} steps, {tokens / num_steps:,.0f} tokens a step, fill {fill:.1%}")
@@ -150,6 +149,13 @@ class Trainer:
         parts = memory.estimate(size, self.config, self.stage, self.ranks.world_size, offload)
         lines += [f"  {use:<12} {num_bytes / 2**30:8.2f} GiB" for use, num_bytes in parts.items()]
         return "\n".join([*lines, f"  {'in all':<12} {sum(parts.values()) / 2**30:8.2f} GiB"])
+
+    def _data_summary(self) -> str:
+        """What became of the rows of each source: what was dropped or skipped must never go unseen."""
+        lines = ["data"]
+        for source, report in self.plan.reports.items():
+            lines += [f"  {source}", _indent(report.summary(), 4)]
+        return "\n".join(lines)
 
     def _headline(self) -> str:
         tokens = sum(step.num_tokens for step in self.plan.steps)
