@@ -106,7 +106,7 @@ def test_fix_never_touches_an_input(tmp_path, capsys, monkeypatch):
 
 def test_fix_leaves_nothing_behind_when_a_later_file_is_broken(tmp_path, capsys):
     file = write_jsonl(tmp_path / "a.jsonl", [{"response": GOOD}])
-    (tmp_path / "b.jsonl").write_text('{"response": ')
+    (tmp_path / "b.jsonl").write_text('{"other": "no column with a trace"}')
     assert main(["check", file, str(tmp_path / "b.jsonl"), "--fix", str(tmp_path / "out.jsonl")]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
 
@@ -150,11 +150,20 @@ def test_text_files(capsys):
     assert f"{len(invalid)} rows, {len(invalid)} bad" in capsys.readouterr().out
 
 
+def test_lines_that_are_no_json_object_are_bad_rows_like_others(tmp_path, capsys):
+    file, fixed = tmp_path / "a.jsonl", tmp_path / "fixed.jsonl"
+    file.write_text('{"response": }\n\n["x"]\n{"response": "good"}\n')
+    assert main(["check", str(file), "--fix", str(fixed)]) == 1
+    out = capsys.readouterr().out
+    assert "row 1" in out and "column 14: not JSON" in out
+    assert "row 3" in out and "expected a JSON object, found list" in out
+    assert "3 rows, 2 bad" in out
+    assert [row.fields for row in read_rows(fixed)] == [{"response": "good"}]
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ('{"response": "x"}\n\n{"response": }\n', [], "line 3, column 14: not JSON"),
-        ('["x"]\n', [], "line 1: expected a JSON object, found list"),
         ('{"id": 1, "output": "x"}\n', [], "name one with --column: id, output"),
         ('{"id": 1, "output": "x"}\n', ["--column", "oputput"], "no column 'oputput'; the columns are: id, output"),
         ('{"response": "x"}\n', ["--tokenizer", "/no/such"], "--tokenizer /no/such: no such folder"),

@@ -94,6 +94,8 @@ def test_bad_problem_files_are_named_by_line(tmp_path, capsys, line, message):
     file.write_text('{"question": "q", "answer": "1"}\n' + line + "\n")
     with pytest.raises(ValueError, match=message):
         read_problems(file)
+    with pytest.raises(ValueError, match="expected at least 1"):
+        read_problems(file, limit=0)
     assert main(["evaluate", "nowhere", "--problems", str(file)]) == 2
     assert "Traceback" not in capsys.readouterr().err
 

@@ -123,6 +123,17 @@ def test_missing_and_non_string_fields_of_jsonl(tmp_path):
     assert missing.reason == "column 'response' missing" and number.reason == "column 'question' not text"
 
 
+def test_lines_that_are_no_json_object_are_yielded_in_their_place(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('oops\n{"question": "a", "response": "b"}\n[1]\n')
+    first, good, last = read_records(path, "parallel", bad_rows="yield")
+    assert good.question == "a"
+    assert "row 1: column 1: not JSON" in str(first) and first.reason == "not a JSON object"
+    assert "row 3: expected a JSON object, found list" in str(last)
+    with pytest.raises(RowError, match="row 1: column 1: not JSON"):
+        list(read_records(path, "parallel"))
+
+
 def test_unknown_columns_kinds_styles_and_files(write, tmp_path):
     path = write({"problem": "a", "solution": "b"})
     with pytest.raises(ValueError, match="no column text or deepseek_thinking_trajectory_parallel or response; it has"):

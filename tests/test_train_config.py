@@ -98,6 +98,8 @@ def test_every_mistake_is_named_at_once(recipe):
         (["--data.curriculum", "eight_phase"], "give both"),
         (["--export_dtype", "fp32"], "needs precision fp32"),
         (["second.yaml"], "more than one recipe"),
+        (["--attention", "foo"], "attention"),
+        (["--output_dir", __file__], "is a file; give a folder"),
         (["--data", "3"], "data"),
     ],
 )
@@ -109,7 +111,9 @@ def test_a_recipe_that_is_no_yaml(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1\n")
     assert any("is not YAML" in problem for problem in problems([bad]))
-    assert any("no such recipe" in problem for problem in problems([tmp_path / "none.yaml"]))
+    assert problems([tmp_path / "none.yaml"]) == [f"no recipe in {tmp_path / 'none.yaml'} (No such file or directory)"]
+    bad.write_bytes(b"model: \xff\xfe")
+    assert problems([bad]) == [f"{bad} is not UTF-8 text; a recipe is a YAML file"]
     bad.write_text("- a\n")
     assert any("expected keys and values" in problem for problem in problems([bad]))
 

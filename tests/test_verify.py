@@ -84,11 +84,18 @@ def test_generate_prints_one_object_per_prompt(checkpoint, capsys, tmp_path):
         ([], "give --prompt TEXT"),
         (["--prompt", "x", "--temperature", "-1"], "temperature = -1.0, expected at least 0"),
         (["--prompts-file", "no/such/file"], "No such file"),
+        (["--prompt", "q", "--device", "foo"], "unknown device 'foo'; give cpu or cuda"),
     ],
 )
 def test_generate_says_what_is_wrong(checkpoint, capsys, arguments, message):
     assert main(["generate", checkpoint, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_checkpoint_is_named(tmp_path, capsys):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert main(["generate", str(folder), "--prompt", "q"]) == 2
+        assert f"no checkpoint in {folder}: expected a folder" in capsys.readouterr().err
 
 
 def test_a_broken_prompts_file_is_named_with_its_line(checkpoint, capsys, tmp_path):

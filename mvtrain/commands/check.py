@@ -69,8 +69,11 @@ def _statistics(tokenizer_path: str | None) -> Statistics:
 def _check_file(path: str, column: str | None, report: Report, write: Callable[[Row, str, str], None]) -> None:
     name = None
     for row in read_rows(path):
-        name = name or trace_column(row, column)
         report.num_rows += 1
+        if row.fault is not None:
+            report.bad_rows.append((row, [Problem(1, 1, row.fault, "one JSON object")]))
+            continue
+        name = name or trace_column(row, column)
         problems = _check_row(row, name, report.statistics, write)
         if problems:
             report.bad_rows.append((row, problems))

@@ -78,7 +78,8 @@ def read_records(
         style: `text` (ready ChatML), `trajectory` (columns of the public sets) or `response` (`question` and
             `response`); `auto` takes the first of them whose column the first row has.
         trajectory_column: the column to read trajectories from, in place of those of `TRAJECTORY_COLUMNS`.
-        bad_rows: raise the error of a row with a missing, empty or non-string field, or yield it in the row's place.
+        bad_rows: raise the error of a row with a missing, empty or non-string field or of a line that is no JSON
+            object, or yield it in the row's place.
 
     Raises:
         RowError: names file, row and column.
@@ -94,9 +95,12 @@ def read_records(
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{source} has no rows")
-    columns = _choose_columns(source, first[1], kind, style, trajectory_column)
+    columns = None
     for where, fields in chain([first], rows):
         try:
+            if isinstance(fields, RowError):
+                raise fields
+            columns = columns or _choose_columns(source, fields, kind, style, trajectory_column)
             yield _record(where, fields, kind, columns)
         except RowError as error:
             if bad_rows == "raise":
@@ -104,13 +108,14 @@ def read_records(
             yield error
 
 
-def _rows(source: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(label of the row, its fields) for every row."""
+def _rows(source: str | Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
+    """(label of the row, its fields or why there are none) for every row."""
     if Path(source).suffix.lower() in _FILE_SUFFIXES or Path(source).is_file():
         from mvtrain.data.trace_files import read_rows
 
         for row in read_rows(Path(source)):
-            yield str(row), row.fields
+            fault = row.fault and RowError(str(row), row.fault, "not a JSON object")
+            yield str(row), fault or row.fields
         return
     name, _, split = str(source).partition(":")
     for number, fields in enumerate(_load_from_hub(name, split or "train"), 1):

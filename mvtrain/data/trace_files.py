@@ -23,6 +23,8 @@ class Row:
     number: int
     """1-based. In JSON Lines it is the line, blank lines counted, so that an editor finds it."""
     fields: dict[str, Any]
+    fault: str | None = None
+    """Why the row cannot be read at all; `fields` is then empty."""
 
     def __str__(self) -> str:
         return f"{self.file} row {self.number}"
@@ -32,7 +34,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of a file, one at a time.
 
     `.jsonl` and `.ndjson` are JSON Lines, `.parquet` is parquet (pyarrow, extra `train`); any other file is one plain
-    text, which becomes one row with the column `trace`. Raises ValueError that names file and line.
+    text, which becomes one row with the column `trace`. A line that is no JSON object is a row with a `fault`.
+    Raises ValueError for a file that cannot be read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -58,16 +61,22 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            where = f"{path} line {number}"
             try:
-                fields = json.loads(_decode(line, where))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}, column {error.colno}: not JSON ({error.msg})") from None
-            except RecursionError:
-                raise ValueError(f"{where}: JSON nests too deep to be a row") from None
-            if not isinstance(fields, dict):
-                raise ValueError(f"{where}: expected a JSON object, found {type(fields).__name__}")
-            yield Row(str(path), number, fields)
+                yield Row(str(path), number, _json_object(line))
+            except ValueError as error:
+                yield Row(str(path), number, {}, fault=str(error))
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(_decode(line, "the line"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"column {error.colno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError("JSON nests too deep to be a row") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
+    return fields
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

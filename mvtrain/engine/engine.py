@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,12 +75,13 @@ class Engine:
             scheme: that of the checkpoint's `mvtrain.json` by default, "isolated" where it has none.
 
         Raises:
-            ValueError: see `Engine`. OSError: there is no checkpoint at `path`.
+            ValueError: see `Engine`; or there is no checkpoint at `path`, or no such device.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+        _refuse_missing(path, device)
         tokenizer = AutoTokenizer.from_pretrained(path)
         manifest = read_manifest(path) or {"scheme": "isolated"}
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES.get(dtype, dtype) or "auto").to(device)
@@ -164,3 +166,14 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
     """generation_config's end-of-text ids: chat models often have one that the tokenizer does not name."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _refuse_missing(path: str, device: str) -> None:
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(f"no checkpoint in {path}: expected a folder that `mvtrain convert` or a training run wrote")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; give cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: this PyTorch ({torch.__version__}) finds no CUDA device; give cpu")

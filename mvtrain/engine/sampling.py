@@ -49,7 +49,7 @@ class SamplingParams:
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "top_k": (self.top_k >= 0, "at least 0"),
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
-            "max_total_tokens": (self.total_limit >= 1, "at least 1"),
+            "max_total_tokens": (self.max_total_tokens is None or self.max_total_tokens >= 1, "at least 1"),
             "max_paths": (self.max_paths >= 1, "at least 1"),
             "max_depth": (self.max_depth >= 0, "at least 0"),
         }

@@ -64,8 +64,10 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[BenchmarkP
     """Read JSONL rows with `question` or `problem`, and `answer`.
 
     Raises:
-        ValueError: names the file, the line and what is missing.
+        ValueError: names the file, the line and what is missing; or the limit is below 1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} problems: expected at least 1")
     problems = []
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

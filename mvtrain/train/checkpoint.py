@@ -61,7 +61,7 @@ def matching_checkpoint(config: TrainConfig, world_size: int, stage: int) -> Pat
         raise ValueError(
             f"cannot resume from {folder}:\n"
             + "\n".join(f"  {problem}" for problem in problems)
-            + "\nUndo the change, or start anew with --resume never (in another output_dir to keep this one)."
+            + "\nUndo the change, or start anew in another output_dir."
         )
     return folder
 

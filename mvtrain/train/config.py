@@ -37,7 +37,7 @@ class DataConfig(_Group):
     parallel: list[str] = Field([], description="sources of parallel traces: JSONL or parquet files, or hub names")
     sequential: list[str] = Field([], description="sources of sequential chains, likewise")
     curriculum: Literal["eight_phase", "none"] = Field(
-        "none", description="eight_phase: the eight mixtures in order, one pass; none: everything, shuffled, each epoch"
+        "none", description="eight_phase: the eight mixtures in order; none: everything, shuffled, each epoch"
     )
     epochs: int | None = Field(
         None, ge=1, description="passes over the data or the curriculum; default 1, or as many as max_tokens needs"
@@ -85,7 +85,7 @@ class TrainConfig(_Group):
     scheme: Literal["isolated", "original"] | None = Field(
         None, description="positions and visibility; default: the checkpoint's own"
     )
-    attention: str = Field("auto", description="attention backend: auto, varlen or reference")
+    attention: Literal["auto", "varlen", "reference"] = Field("auto", description="attention backend")
     gradient_checkpointing: bool = Field(False, description="recompute layers in backward: less memory, a third slower")
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at a time")
 
@@ -107,7 +107,10 @@ class TrainConfig(_Group):
     seed: int = Field(0, ge=0, description="seed of torch")
     save_every_steps: int = Field(0, ge=0, description="checkpoint every so many steps; 0: only at the end of training")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
-    resume: str = Field("auto", description="auto: newest checkpoint in output_dir; never; or a checkpoint's folder")
+    resume: str = Field(
+        "auto",
+        description="auto: newest checkpoint in output_dir; never: stop if there is one; or a folder",
+    )
     export_dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of the exported model; auto: precision")
 
     log_every: int = Field(1, ge=1, description="steps between two lines of progress; log.jsonl has every step")
@@ -120,6 +123,13 @@ class TrainConfig(_Group):
     def _model_exists(cls, value: str) -> str:
         if not (Path(value) / "config.json").is_file():
             raise ValueError(f"no checkpoint in {value}; make one with `mvtrain convert SOURCE {value}`")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def _output_dir_is_no_file(cls, value: str) -> str:
+        if Path(value).exists() and not Path(value).is_dir():
+            raise ValueError(f"{value} is a file; give a folder")
         return value
 
     @field_validator("deepspeed")
@@ -233,9 +243,11 @@ def _read(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         problems.append(f"more than one recipe: {', '.join(recipes)}; lists are written [a, b]")
     for recipe in recipes[:1]:
         try:
-            values = yaml.safe_load(Path(recipe).read_text()) or {}
-        except OSError:
-            problems.append(f"no such recipe: {recipe}")
+            values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError([f"no recipe in {recipe} ({error.strerror})"]) from None
+        except UnicodeDecodeError:
+            raise ConfigError([f"{recipe} is not UTF-8 text; a recipe is a YAML file"]) from None
         except yaml.YAMLError as error:
             problems.append(f"{recipe} is not YAML: {' '.join(str(error).split())}")
         if not isinstance(values, dict):
