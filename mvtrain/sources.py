@@ -44,7 +44,11 @@ class Source:
     """The hub's commit."""
 
     def load_tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(**self._reading())
+        tokenizer = AutoTokenizer.from_pretrained(**self._reading())
+        if self.gguf_file and isinstance(self.config.eos_token_id, int):
+            # The file says it once; transformers 5.17 gives the tokenizer another.
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.config.eos_token_id)
+        return tokenizer
 
     def load_model(self, dtype: torch.dtype | None) -> torch.nn.Module:
         """The model on the CPU, in `dtype` or in its own: that of the stored weights, bfloat16 for GGUF.
