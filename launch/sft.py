@@ -10,6 +10,7 @@ from mvtrain.train.config import TrainConfig, complain
 def main() -> None:
     config = TrainConfig.from_cli()  # recipe YAML, then flags; every problem in one error
     try:
+        from mvtrain.train.processes import end_process
         from mvtrain.train.trainer import Trainer  # torch takes seconds to import, --help and mistakes do not need it
 
         trainer = Trainer(config)  # reads the data and plans; loads no weights
@@ -24,6 +25,7 @@ def main() -> None:
             trainer.export()  # a Hugging Face folder, reloaded and compared
     finally:
         trainer.close()
+    end_process()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.export import whole_state
+from mvtrain.train.processes import end_process
 from mvtrain.train.trainer import Trainer
 
 
@@ -21,6 +22,7 @@ def main() -> None:
             torch.save({"records": records, "state": state}, recipe.replace(".yaml", ".pt"))
         trainer.engine.destroy()
     trainer.close()
+    end_process()
 
 
 if __name__ == "__main__":
