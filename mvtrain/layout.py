@@ -11,9 +11,10 @@ Shape suffixes: T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -99,6 +100,12 @@ class Layout:
     nodes: tuple[Node, ...]
     documents: tuple[tuple[int, int], ...]
     scheme: Scheme = "isolated"
+    encoded: torch.Tensor = field(init=False, repr=False)
+    """All of it as one int64 tensor on the host, for operators, which take nothing but tensors."""
+
+    def __post_init__(self) -> None:
+        # At once and not when first asked for, so that torch.compile finds a tensor.
+        object.__setattr__(self, "encoded", self._encode())
 
     @classmethod
     def from_ids(
@@ -166,6 +173,24 @@ class Layout:
             total += length * sum(b - a for a, b in node.sees) + length * (length + 1) // 2
         return total
 
+    def _encode(self) -> torch.Tensor:
+        numbers = [SCHEMES.index(self.scheme), len(self.documents), *chain.from_iterable(self.documents)]
+        for start, end, position, sees in self.nodes:
+            numbers += [start, end, position, len(sees), *chain.from_iterable(sees)]
+        return torch.tensor(numbers)
+
+    @classmethod
+    def decode(cls, encoded: torch.Tensor) -> Layout:
+        """The layout that `encoded` describes."""
+        numbers = iter(encoded.tolist())
+        scheme = SCHEMES[next(numbers)]
+        documents = _read_pairs(numbers, next(numbers))
+        nodes = []
+        for start in numbers:
+            end, position, num_sees = next(numbers), next(numbers), next(numbers)
+            nodes.append(Node(start, end, position, _read_pairs(numbers, num_sees)))
+        return cls(tuple(nodes), documents, scheme)
+
     def dense_mask(self) -> torch.Tensor:
         """BoolTensor (T, T), True where query (row) may attend to key (column). For tests and small sizes only."""
         mask_TT = torch.zeros(self.num_tokens, self.num_tokens, dtype=torch.bool)
@@ -175,6 +200,10 @@ class Layout:
             length = node.end - node.start
             mask_TT[node.start : node.end, node.start : node.end] = torch.ones(length, length).tril().bool()
         return mask_TT
+
+
+def _read_pairs(numbers: Iterator[int], count: int) -> tuple[tuple[int, int], ...]:
+    return tuple((next(numbers), next(numbers)) for _ in range(count))
 
 
 # What a tag does to the layout. Think and Outline change neither positions nor visibility.

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mvtrain.attention import attend, register
-from mvtrain.attention.plan import varlen_plan
 from mvtrain.layout import SCHEMES, Layout
 from tests.brute_force import random_document
 from tests.tiny import FAMILIES, tiny_model, tiny_tags
@@ -84,30 +83,15 @@ def test_one_token_by_hand():
         assert out_T[8].item() == pytest.approx((4 * 1 + 2 * 100 + 5 + 7 + 0) / 9)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_gather_plan_is_the_dense_mask(scheme):
-    """What the CUDA kernel is told, read back the way its documentation says: causal, aligned at the bottom right."""
-    layout = layout_of(1, scheme)
-    plan = varlen_plan(layout)
-    mask_TT = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
-    for run in range(len(plan.cu_seqlens_q) - 1):
-        q0, q1 = plan.cu_seqlens_q[run : run + 2].tolist()
-        k0, k1 = plan.cu_seqlens_k[run : run + 2].tolist()
-        assert q1 - q0 <= plan.max_seqlen_q and k1 - k0 <= plan.max_seqlen_k
-        for q in range(q0, q1):
-            keys = plan.key_index_S[k0 : k1 - (q1 - 1 - q)]
-            mask_TT[q, keys] = True
-    assert torch.equal(mask_TT, layout.dense_mask())
-    assert varlen_plan(layout) is plan, "the plan is built once per batch"
-
-
 def test_shapes_and_backends_are_refused_with_what_would_be_right():
     layout = Layout.from_ids([1, 2, 3], TAG)
     q, k = torch.zeros(3, 4, 8), torch.zeros(3, 3, 8)
     with pytest.raises(ValueError, match="K a divisor of H"):
         attend(q, k, k, layout)
-    with pytest.raises(ValueError, match="choose one of auto, varlen, reference"):
+    with pytest.raises(ValueError, match="choose one of auto, varlen, flex, reference"):
         attend(q, q, q, layout, backend="flash")
+    with pytest.raises(ValueError, match="layout describes 3 tokens"):
+        attend(*[torch.zeros(4, 4, 8)] * 3, layout)
     with pytest.raises(ValueError, match="use float32 or bfloat16"):
         attend(*[q.half()] * 3, layout, backend="varlen")
 

@@ -1,137 +1,176 @@
-"""Multiverse Attention on the CPU through PyTorch's flash kernel, node by node.
+"""Varlen attention on the CPU: PyTorch's flash kernel, one sequence at a time.
 
-The kernel knows no varlen and no causal mask aligned at the bottom right, so each node takes two calls: its queries
-against the earlier keys it sees (no mask), and against its own keys (causal). The two parts are joined by their
-log-sum-exp. Their backward passes run with the *joined* output and log-sum-exp, which makes each part's probabilities
-the true ones; autograd through the join would be wrong, since the kernels ignore the gradient of the log-sum-exp.
+The kernel has no varlen form and no causal mask aligned at the bottom right, so a causal sequence with more keys than
+queries takes two calls, earlier keys without a mask and own keys with one, joined by their log-sum-exp.
 
-Shape suffixes: T tokens, N a node's tokens, P earlier keys a node sees, H query heads, K key heads, G query heads per
-key head (H = K * G), D head width.
+Shape suffixes: Q queries of a call, S keys of a call, N queries and P keys of one sequence, H query heads, K key heads,
+G query heads per key head (H = K * G), D head width, C chunks of queries, M queries of a chunk.
 """
 
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
-from mvtrain.layout import Layout, Node
+from mvtrain.attention.merge import merge_
+from mvtrain.attention.plan import Call
+from mvtrain.attention.tensor_kind import TensorKind
+
+NAME = "torch CPU flash"
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-
-class NodeAttention(torch.autograd.Function):
-    """(q_THD, k_TKD, v_TKD, layout, scale) -> out_THD."""
-
-    @staticmethod
-    def forward(ctx, q_THD, k_TKD, v_TKD, layout: Layout, scale: float) -> torch.Tensor:
-        out_THD = torch.empty_like(q_THD)
-        logsumexp = []
-        for node in layout.nodes:
-            out_NHD, lse_HN = _node_forward(node, q_THD, k_TKD, v_TKD, scale)
-            out_THD[node.start : node.end] = out_NHD
-            logsumexp.append(lse_HN)
-        ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, *logsumexp)
-        ctx.layout, ctx.scale = layout, scale
-        return out_THD
-
-    @staticmethod
-    def backward(ctx, dout_THD):
-        q_THD, k_TKD, v_TKD, out_THD, *logsumexp = ctx.saved_tensors
-        dq_THD = torch.empty_like(q_THD)
-        # Many nodes add to the same keys: the sums are kept in at least float32.
-        work = torch.promote_types(k_TKD.dtype, torch.float32)
-        dk_TKD, dv_TKD = torch.zeros_like(k_TKD, dtype=work), torch.zeros_like(v_TKD, dtype=work)
-        for node, lse_HN in zip(ctx.layout.nodes, logsumexp, strict=True):
-            saved = (q_THD, k_TKD, v_TKD, out_THD, lse_HN, dout_THD)
-            dq_THD[node.start : node.end] = _node_backward(node, saved, dk_TKD, dv_TKD, ctx.scale)
-        return dq_THD, dk_TKD.to(k_TKD.dtype), dv_TKD.to(v_TKD.dtype), None, None
+LONG = 512
+"""From this many queries and keys on, the backward kernel is as fast in bfloat16 as in float32; below, up to 7 times
+slower."""
 
 
-def _node_forward(node: Node, q_THD, k_TKD, v_TKD, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    own = slice(node.start, node.end)
-    num_heads, num_groups = q_THD.shape[1], q_THD.shape[1] // k_TKD.shape[1]
-    q_NHD = q_THD[own]
-    out_HND, lse_HN = _call(
-        _by_head(q_NHD), _repeat(k_TKD[own], num_groups), _repeat(v_TKD[own], num_groups), True, scale
-    )
-    if not node.sees:
-        return out_HND.transpose(0, 1), lse_HN
-    k_PKD, v_PKD = _gather(k_TKD, node), _gather(v_TKD, node)
-    before_KgnD, before_Kgn = _call(_fold(q_NHD, num_groups), _by_head(k_PKD), _by_head(v_PKD), False, scale)
-    before_HND, before_HN = before_KgnD.reshape(num_heads, -1, q_NHD.shape[2]), before_Kgn.reshape(num_heads, -1)
-    joined_HN = torch.logaddexp(lse_HN, before_HN)
-    joined_HND = _weigh(out_HND, lse_HN, joined_HN) + _weigh(before_HND, before_HN, joined_HN)
-    return joined_HND.transpose(0, 1), joined_HN
+def unsupported(tensors: TensorKind) -> str | None:
+    """Why this kernel cannot take such tensors, or None."""
+    if tensors.dtype not in (torch.float64, torch.float32, torch.bfloat16):
+        return f"no flash kernel for {tensors.dtype} on the CPU; use float32 or bfloat16"
+    return None
 
 
-def _node_backward(node: Node, saved, dk_TKD, dv_TKD, scale: float) -> torch.Tensor:
-    """The node's dq, (N, H, D); adds to dk and dv in place."""
-    q_THD, k_TKD, v_TKD, out_THD, lse_HN, dout_THD = saved
-    own = slice(node.start, node.end)
-    num_groups = q_THD.shape[1] // k_TKD.shape[1]
-    q_NHD, out_NHD, dout_NHD = q_THD[own], out_THD[own], dout_THD[own]
-    dq_HND, dk_HND, dv_HND = _call_backward(
-        _by_head(dout_NHD), _by_head(q_NHD), _repeat(k_TKD[own], num_groups), _repeat(v_TKD[own], num_groups),
-        _by_head(out_NHD), lse_HN, True, scale,
-    )  # fmt: skip
-    dk_TKD[own] += _sum_groups(dk_HND, num_groups)
-    dv_TKD[own] += _sum_groups(dv_HND, num_groups)
-    if not node.sees:
-        return dq_HND.transpose(0, 1)
-    k_PKD, v_PKD = _gather(k_TKD, node), _gather(v_TKD, node)
-    before_KgnD, dk_KPD, dv_KPD = _call_backward(
-        _fold(dout_NHD, num_groups), _fold(q_NHD, num_groups), _by_head(k_PKD), _by_head(v_PKD),
-        _fold(out_NHD, num_groups), lse_HN.reshape(k_TKD.shape[1], -1), False, scale,
-    )  # fmt: skip
-    _scatter_add(dk_TKD, dk_KPD.transpose(0, 1), node)
-    _scatter_add(dv_TKD, dv_KPD.transpose(0, 1), node)
-    return (dq_HND + before_KgnD.reshape(dq_HND.shape)).transpose(0, 1)
+def forward(
+    q_QHD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor, call: Call, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns out_QHD and the log-sum-exp of the scaled scores, (H, Q), -inf for queries without keys.
+
+    Both in at least float32, in which the kernel is as fast as in bfloat16 and parts lose nothing before they are
+    joined.
+    """
+    work = torch.promote_types(q_QHD.dtype, torch.float32)
+    q_QHD, k_SKD, v_SKD = (x.to(work) for x in (q_QHD, k_SKD, v_SKD))
+    out_QHD = torch.zeros_like(q_QHD)
+    lse_HQ = torch.full((q_QHD.shape[1], q_QHD.shape[0]), float("-inf"), dtype=work)
+    for queries, keys in _sequences(call):
+        part_NHD, part_HN = _forward_sequence(q_QHD[queries], k_SKD[keys], v_SKD[keys], call.causal, scale)
+        out_QHD[queries], lse_HQ[:, queries] = part_NHD, part_HN
+    return out_QHD, lse_HQ
 
 
-def _call(q_HND, k_HND, v_HND, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    out, lse = _forward(q_HND[None], k_HND[None], v_HND[None], 0.0, causal, scale=scale)
-    return out[0], lse[0]
+def backward(
+    dout_QHD: torch.Tensor,
+    q_QHD: torch.Tensor,
+    k_SKD: torch.Tensor,
+    v_SKD: torch.Tensor,
+    out_QHD: torch.Tensor,
+    lse_HQ: torch.Tensor,
+    call: Call,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns dq, dk, dv in at least float32. `out` and `lse` are those of the joined result."""
+    work = torch.promote_types(q_QHD.dtype, torch.float32)
+    dq_QHD, dk_SKD, dv_SKD = (torch.zeros_like(x, dtype=work) for x in (q_QHD, k_SKD, v_SKD))
+    for queries, keys in _sequences(call):
+        saved = (dout_QHD[queries], q_QHD[queries], k_SKD[keys], v_SKD[keys], out_QHD[queries], lse_HQ[:, queries])
+        dq_QHD[queries], dk_SKD[keys], dv_SKD[keys] = _backward_sequence(*saved, call.causal, scale)
+    return dq_QHD, dk_SKD, dv_SKD
 
 
-def _call_backward(dout_HND, q_HND, k_HND, v_HND, out_HND, lse_HN, causal: bool, scale: float):
-    # In bfloat16 this kernel is up to seven times slower than in float32 on short runs, which paths are.
-    work = torch.promote_types(q_HND.dtype, torch.float32)
-    tensors = (t[None].to(work) for t in (dout_HND, q_HND, k_HND, v_HND, out_HND))
+def _sequences(call: Call):
+    query = key = 0
+    for length_q, length_k in zip(call.lengths_q, call.lengths_k, strict=True):
+        if length_q and length_k:
+            yield slice(query, query + length_q), slice(key, key + length_k)
+        query, key = query + length_q, key + length_k
+
+
+def _forward_sequence(q_NHD, k_PKD, v_PKD, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    if not causal:
+        return _forward_rectangle(q_NHD, k_PKD, v_PKD, scale)
+    own = len(k_PKD) - len(q_NHD)
+    out_NHD, lse_HN = _forward_triangle(q_NHD, k_PKD[own:], v_PKD[own:], scale)
+    if own:
+        merge_(out_NHD, lse_HN, *_forward_rectangle(q_NHD, k_PKD[:own], v_PKD[:own], scale))
+    return out_NHD, lse_HN
+
+
+def _backward_sequence(dout_NHD, q_NHD, k_PKD, v_PKD, out_NHD, lse_HN, causal: bool, scale: float):
+    if not causal:
+        return _backward_rectangle(dout_NHD, q_NHD, k_PKD, v_PKD, out_NHD, lse_HN, scale)
+    own = len(k_PKD) - len(q_NHD)
+    dq_NHD, *dkv = _backward_triangle(dout_NHD, q_NHD, k_PKD[own:], v_PKD[own:], out_NHD, lse_HN, scale)
+    if not own:
+        return dq_NHD, *dkv
+    before_NHD, *before = _backward_rectangle(dout_NHD, q_NHD, k_PKD[:own], v_PKD[:own], out_NHD, lse_HN, scale)
+    return dq_NHD + before_NHD, *(torch.cat(pair) for pair in zip(before, dkv, strict=True))
+
+
+def _forward_triangle(q_NHD, k_NKD, v_NKD, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    num_groups = q_NHD.shape[1] // k_NKD.shape[1]
+    k_NHD, v_NHD = _repeat(k_NKD, num_groups), _repeat(v_NKD, num_groups)
+    out, lse = _forward(*(x.transpose(0, 1)[None] for x in (q_NHD, k_NHD, v_NHD)), 0.0, True, scale=scale)
+    return out[0].transpose(0, 1), lse[0]
+
+
+def _backward_triangle(dout_NHD, q_NHD, k_NKD, v_NKD, out_NHD, lse_HN, scale: float):
+    num_groups = q_NHD.shape[1] // k_NKD.shape[1]
+    tensors = (dout_NHD, q_NHD, _repeat(k_NKD, num_groups), _repeat(v_NKD, num_groups), out_NHD)
+    dq, dk, dv = _call_backward(*(x.transpose(0, 1)[None] for x in tensors), lse_HN[None], True, scale)
+    dk_NHD, dv_NHD = (x[0].transpose(0, 1) for x in (dk, dv))
+    return dq[0].transpose(0, 1), _sum_groups(dk_NHD, num_groups), _sum_groups(dv_NHD, num_groups)
+
+
+def _forward_rectangle(q_NHD, k_PKD, v_PKD, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query heads of one key head become more queries, so that no key is copied."""
+    num_keys = k_PKD.shape[1]
+    k, v = (x.transpose(0, 1)[None] for x in (k_PKD, v_PKD))
+    out_1KLD, lse_1KL = _forward(_fold(q_NHD, num_keys)[None], k, v, 0.0, False, scale=scale)
+    out_KGND = out_1KLD[0].unflatten(1, (-1, len(q_NHD)))
+    return out_KGND.permute(2, 0, 1, 3).flatten(1, 2), lse_1KL[0].reshape(q_NHD.shape[1], -1)
+
+
+def _backward_rectangle(dout_NHD, q_NHD, k_PKD, v_PKD, out_NHD, lse_HN, scale: float):
+    num_keys = k_PKD.shape[1]
+    chunks = _num_chunks(num_keys, q_NHD.shape[0] * q_NHD.shape[1] // num_keys)
+    dout, q, out = (_chunk(_fold(x, num_keys), chunks) for x in (dout_NHD, q_NHD, out_NHD))
+    lse_CKM = _chunk(lse_HN.reshape(num_keys, -1, 1), chunks, float("inf"))[..., 0]
+    k, v = (x.transpose(0, 1)[None].expand(chunks, -1, -1, -1) for x in (k_PKD, v_PKD))
+    dq_CKMD, dk_CKPD, dv_CKPD = _call_backward(dout, q, k, v, out, lse_CKM, False, scale)
+    rows = q_NHD.shape[0] * q_NHD.shape[1] // num_keys
+    dq_KLD = dq_CKMD.transpose(0, 1).flatten(1, 2)[:, :rows]
+    dq_NHD = dq_KLD.unflatten(1, (-1, len(q_NHD))).permute(2, 0, 1, 3).flatten(1, 2)
+    return dq_NHD, dk_CKPD.sum(0).transpose(0, 1), dv_CKPD.sum(0).transpose(0, 1)
+
+
+def _call_backward(dout, q, k, v, out, lse, causal: bool, scale: float):
+    """All (batch, heads, tokens, D), `lse` (batch, heads, tokens). Gradients in at least float32."""
+    work = torch.promote_types(q.dtype, torch.float32)
+    kernel = q.dtype if min(q.shape[2], k.shape[2]) >= LONG else work
     # The kernel reads the log-sum-exp in the strides in which its own forward pass writes it.
-    lse = lse_HN.t().contiguous().t()[None]
-    dq, dk, dv = _backward(*tensors, lse, 0.0, causal, scale=scale)
-    return dq[0], dk[0], dv[0]
+    lse = lse.transpose(1, 2).contiguous().transpose(1, 2)
+    gradients = _backward(*(x.to(kernel) for x in (dout, q, k, v, out)), lse, 0.0, causal, scale=scale)
+    return tuple(x.to(work) for x in gradients)
 
 
-def _weigh(part_HND: torch.Tensor, part_HN: torch.Tensor, joined_HN: torch.Tensor) -> torch.Tensor:
-    return part_HND * (part_HN - joined_HN).exp()[..., None]
+def _num_chunks(num_heads: int, rows: int) -> int:
+    """The backward kernel's threads share heads and batch entries: chunks of rows that they can share evenly."""
+    threads = torch.get_num_threads()
+    fair = [chunks for chunks in range(1, threads + 1) if num_heads * chunks % threads == 0]
+    return fair[0] if rows >= fair[0] * LONG // 2 else 1
 
 
-def _by_head(x_NHD: torch.Tensor) -> torch.Tensor:
-    return x_NHD.transpose(0, 1)
+def _fold(x_NHD: torch.Tensor, num_keys: int) -> torch.Tensor:
+    """(N, H, D) -> (K, G * N, D)."""
+    return x_NHD.unflatten(1, (num_keys, -1)).permute(1, 2, 0, 3).flatten(1, 2)
 
 
-def _fold(x_NHD: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(N, H, D) -> (K, G * N, D): query heads of one key head become more queries, and no key is copied."""
-    return x_NHD.unflatten(1, (-1, num_groups)).permute(1, 2, 0, 3).flatten(1, 2)
+def _chunk(x_KLD: torch.Tensor, chunks: int, filler: float = 0.0) -> torch.Tensor:
+    """(K, L, D) -> (C, K, M, D), filled up to a multiple of C."""
+    missing = -x_KLD.shape[1] % chunks
+    if missing:
+        x_KLD = F.pad(x_KLD, (0, 0, 0, missing), value=filler)
+    return x_KLD.unflatten(1, (chunks, -1)).transpose(0, 1)
 
 
 def _repeat(x_NKD: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(N, K, D) -> (H, N, D)."""
-    return _by_head(x_NKD) if num_groups == 1 else x_NKD.repeat_interleave(num_groups, dim=1).transpose(0, 1)
+    """(N, K, D) -> (N, H, D)."""
+    return x_NKD if num_groups == 1 else x_NKD.repeat_interleave(num_groups, dim=1)
 
 
-def _sum_groups(dx_HND: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(H, N, D) -> (N, K, D): the gradient of `_repeat`."""
-    return dx_HND.unflatten(0, (-1, num_groups)).sum(1).transpose(0, 1)
-
-
-def _gather(x_TKD: torch.Tensor, node: Node) -> torch.Tensor:
-    """The rows a node sees before its own; a view where they are one range."""
-    parts = [x_TKD[a:b] for a, b in node.sees]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _scatter_add(dx_TKD: torch.Tensor, dx_PKD: torch.Tensor, node: Node) -> None:
-    for (a, b), part in zip(node.sees, dx_PKD.split([b - a for a, b in node.sees]), strict=True):
-        dx_TKD[a:b] += part
+def _sum_groups(dx_NHD: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """(N, H, D) -> (N, K, D): the gradient of `_repeat`."""
+    return dx_NHD if num_groups == 1 else dx_NHD.unflatten(1, (-1, num_groups)).sum(2)

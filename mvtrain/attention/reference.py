@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import torch
 
+from mvtrain.attention.tensor_kind import TensorKind, check_length
 from mvtrain.layout import Layout
 
 
-def unsupported(q_THD: torch.Tensor) -> str | None:
-    """Why these tensors cannot be taken, or None. The reference takes everything."""
+def unsupported(tensors: TensorKind) -> str | None:
+    """Why such tensors cannot be taken, or None. The reference takes everything."""
     return None
 
 
 def attend(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
     """See `mvtrain.attention.attend`. Scores and softmax in at least float32."""
+    check_length(q_THD, layout.num_tokens)
     num_groups = q_THD.shape[1] // k_TKD.shape[1]
     work = torch.promote_types(q_THD.dtype, torch.float32)
     q_TKGD = q_THD.to(work).unflatten(1, (-1, num_groups))
