@@ -5,11 +5,13 @@ import gc
 import pytest
 import torch
 from torch.library import opcheck
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
-from mvtrain.attention import execute, kernels_cpu, varlen
+from mvtrain.attention import execute, kernels, kernels_cpu, varlen
+from mvtrain.attention.checkpointing import contexts_that_save_attention
 from mvtrain.attention.plan import Geometry
 from mvtrain.attention.reference import attend as reference
+from mvtrain.attention.tensor_kind import TensorKind
 from mvtrain.layout import SCHEMES, Layout
 from tests.layouts import TAG, random_layout
 
@@ -155,26 +157,36 @@ def test_torch_compile_takes_it_whole_and_does_not_compile_for_every_batch():
     assert counter.frame_count <= 3, "once for the first batch, then once for any length and once for any layout"
 
 
-def save_attention(ctx, op, *args, **kwargs) -> CheckpointPolicy:
-    saved = op == torch.ops.mvtrain.attention.default
-    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
-
-
 @pytest.mark.parametrize("saves_attention, calls", [(True, 1), (False, 2)])
 def test_activation_checkpointing_can_save_attention(saves_attention, calls, monkeypatch):
     layout = random_layout(5)
     *qkv, dout = tensors(layout, (4, 2))
     expected = output_and_gradients(reference, *qkv, dout, layout, 0.3)
+    kernels.choose.cache_clear()
+    kernels.choose(TensorKind.of(*qkv[:2]))
     counted = []
     forward = execute.forward
     monkeypatch.setattr(execute, "forward", lambda *args: counted.append(1) or forward(*args))
-    contexts = {"context_fn": lambda: create_selective_checkpoint_contexts(save_attention)} if saves_attention else {}
+    contexts = {"context_fn": contexts_that_save_attention} if saves_attention else {}
 
     def run(q, k, v):
         return checkpoint(lambda *x: varlen.attend(*x, layout, 0.3) * 1.0, q, k, v, use_reentrant=False, **contexts)
 
     found = output_and_gradients(run, *qkv, dout)
     assert len(counted) == calls
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("contexts", [{}, {"context_fn": contexts_that_save_attention}])
+def test_the_first_call_of_all_may_come_from_a_checkpointed_layer(contexts):
+    """The probe call that chooses a kernel leaves no mark on what the layer saves."""
+    layout = random_layout(5)
+    *qkv, dout = tensors(layout, (4, 2))
+    kernels.choose.cache_clear()
+    out = checkpoint(lambda *x: varlen.attend(*x, layout, 0.3) * 1.0, *qkv, use_reentrant=False, **contexts)
+    found = torch.autograd.grad(out, qkv, dout)
+    _, *expected = output_and_gradients(reference, *qkv, dout, layout, 0.3)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() < 1e-10
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mvtrain.data import pack
 from mvtrain.data.curriculum import as_indices, epochs, phases
-from mvtrain.data.packing import Step, plan_steps, rank_packs
+from mvtrain.data.packing import Step, balance, plan_steps, rank_packs
 
 
 def brute_force_best_fit(lengths, capacity):
@@ -167,3 +167,28 @@ def test_mistakes_are_named():
         plan_steps([[0]], [1], 50, 0)
     with pytest.raises(ValueError, match="max_tokens must be at least 1, not 0"):
         plan_steps([[0]], [1], 50, 1, max_tokens=0)
+
+
+def test_balance_by_hand():
+    """Two ranks; packs of 6 and 2, then 4 and 4: the first pair takes 6, the second 4, of which 16 / 20 is work."""
+    step = Step(0, ((0,), (1,), (2, 3), (4,)), 1)
+    costs = [6, 2, 1, 3, 4]
+    assert balance(step, costs, world_size=2) == 16 / 20
+    assert balance(step, costs, world_size=1) == 1.0
+    assert balance(step, costs, world_size=2, packs_per_micro_step=2) == 16 / (2 * 10)
+    assert balance(Step(0, ((0,),), 1), costs, world_size=4) == 1 / 4, "three ranks wait"
+
+
+@pytest.mark.parametrize("world_size, least", [(8, 0.85), (64, 0.8)])
+def test_order_by_cost_keeps_ranks_busy(world_size, least):
+    """Packs equally full of tokens but not of visible pairs; in drawn order (the control) ranks wait far longer."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(8.5, 0.6, 20000), 200, 32768).astype(int).tolist()
+    costs = [n * (n + 1) // 2 for n in lengths]
+
+    def mean_balance(costs_for_order) -> float:
+        steps = plan_steps([range(len(lengths))], lengths, 32768, world_size, costs=costs_for_order)
+        return float(np.mean([balance(step, costs, world_size) for step in steps[:-1]]))
+
+    ordered, drawn = mean_balance(costs), mean_balance(None)
+    assert ordered > least and ordered > drawn + 0.25, (ordered, drawn)

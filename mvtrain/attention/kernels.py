@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -74,6 +75,13 @@ def load(name: str) -> execute.Kernel:
 
 def probe(name: str, tensors: TensorKind) -> str | None:
     """Why a kernel cannot be used for such tensors, found by using it; None if it can be."""
+    # The first call of a model may come from inside a checkpointed or traced layer. Saved-tensor hooks, dispatch modes
+    # and autocast belong to a thread, so in another one the probe leaves no mark on them.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_probe, name, tensors).result()
+
+
+def _probe(name: str, tensors: TensorKind) -> str | None:
     layout = _probe_layout()
     random = torch.Generator().manual_seed(0)
     heads = (2 * tensors.num_groups, 2, 2, 2 * tensors.num_groups)
@@ -84,7 +92,8 @@ def probe(name: str, tensors: TensorKind) -> str | None:
     try:
         kernel = load(name)
         problem = kernel.unsupported(tensors)
-        return problem or _compare(kernel, q, k, v, dout, layout)
+        with torch.cuda.device(tensors.device if tensors.device.type == "cuda" else -1):
+            return problem or _compare(kernel, q, k, v, dout, layout)
     except ImportError as error:
         return f"not installed ({error})"
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 _MODULES = {
     "curriculum": ("EIGHT_PHASES", "as_indices", "epochs", "phases"),
     "examples": ("Example", "Report", "build_examples"),
-    "packing": ("Step", "pack", "plan_steps", "rank_packs"),
+    "packing": ("Step", "balance", "pack", "plan_steps", "rank_packs"),
     "sources": ("Record", "RowError", "read_records"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

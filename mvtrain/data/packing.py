@@ -123,6 +123,24 @@ def rank_packs(step: Step, rank: int, world_size: int, packs_per_rank: int | Non
     return mine + [()] * (count - len(mine))
 
 
+def balance(step: Step, costs: Sequence[int], world_size: int, packs_per_micro_step: int = 1) -> float:
+    """How busy the ranks are, 0 to 1: what they compute, over what they could while the slowest one computes.
+
+    Ranks wait for each other in every micro-step, as ZeRO-3 does.
+
+    Args:
+        costs: of each example, for instance `Layout.num_visible_pairs`.
+        packs_per_micro_step: of one rank.
+    """
+    pack_costs = [sum(int(costs[i]) for i in members) for members in step.packs]
+    size = world_size * packs_per_micro_step
+    slowest = 0
+    for start in range(0, len(pack_costs), size):
+        together = pack_costs[start : start + size]
+        slowest += max(sum(together[rank::world_size]) for rank in range(world_size))
+    return sum(pack_costs) / (world_size * slowest) if slowest else 1.0
+
+
 def _check_lengths(lengths: dict[int, int], capacity: int) -> None:
     for index, length in lengths.items():
         if length > capacity:

@@ -85,8 +85,11 @@ class TrainConfig(_Group):
     scheme: Literal["isolated", "original"] | None = Field(
         None, description="positions and visibility; default: the checkpoint's own"
     )
-    attention: Literal["auto", "varlen", "reference"] = Field("auto", description="attention backend")
+    attention: Literal["auto", "varlen", "flex", "reference"] = Field("auto", description="attention backend")
     gradient_checkpointing: bool = Field(False, description="recompute layers in backward: less memory, a third slower")
+    save_attention: bool = Field(
+        False, description="with gradient_checkpointing: keep the attention of each layer instead of recomputing it"
+    )
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at a time")
 
     data: DataConfig = Field(description="what to train on")

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from mvtrain.attention import register
+from mvtrain.attention.checkpointing import contexts_that_save_attention
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.model import SumOfTokenLosses, parameter_groups
 from mvtrain.train.processes import import_deepspeed
@@ -27,7 +28,8 @@ def start_engine(config: TrainConfig, settings: dict[str, Any]) -> Any:
     module = SumOfTokenLosses(load_lm(config, settings), config.loss_chunk, config.attention)
     module.train()
     if config.gradient_checkpointing:
-        module.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        contexts = {"context_fn": contexts_that_save_attention} if config.save_attention else {}
+        module.lm.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameter_groups(module, config.weight_decay), config=settings
     )

@@ -78,7 +78,8 @@ def _activations(size: ModelSize, config: TrainConfig, width: int) -> int:
     mlp = width * 4 * size.intermediate
     layer = norms + attention + mlp
     if config.gradient_checkpointing:
-        return tokens * (size.num_layers * width * size.hidden + layer)
+        kept = 2 if config.save_attention else 1  # the layer's input, and the output of its attention
+        return tokens * (size.num_layers * kept * width * size.hidden + layer)
     return tokens * size.num_layers * layer
 
 

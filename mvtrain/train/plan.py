@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from mvtrain.data import EIGHT_PHASES, Step, as_indices, build_examples, epochs, phases, plan_steps, rank_packs
+from mvtrain.data import EIGHT_PHASES, Step, as_indices, balance, build_examples, epochs, phases, plan_steps, rank_packs
 from mvtrain.data.collate import Batch, collate
 from mvtrain.data.examples import Example, Report
 from mvtrain.data.sources import read_records
@@ -31,6 +31,8 @@ class Plan:
     reports: dict[str, Report]
     """Source -> what became of its rows."""
     steps: list[Step]
+    costs: list[int]
+    """Visible (query, key) pairs of each example."""
     world_size: int
 
     def batches(self, step: Step, rank: int) -> list[Batch]:
@@ -47,6 +49,10 @@ class Plan:
     def fill(self, step: Step) -> float:
         """Share of the step's packs, missing ones included, that holds tokens."""
         return step.num_tokens / (self.config.context * self.config.packs_per_rank * self.world_size)
+
+    def balance(self, step: Step) -> float:
+        """How busy attention keeps the ranks; see `mvtrain.data.balance`."""
+        return balance(step, self.costs, self.world_size, self.config.micro_batch_size)
 
     def phase_name(self, phase: int) -> str:
         """For people; phases count from 1 there."""
@@ -68,6 +74,7 @@ def make_plan(config: TrainConfig, world_size: int) -> Plan:
     manifest = read_manifest(config.model) or {}
     scheme = config.scheme or manifest.get("scheme", "isolated")
     examples, reports, num_sequential = _read_examples(config, tokenizer)
+    costs = [Layout.from_ids(example.input_ids, tags, scheme).num_visible_pairs for example in examples]
     steps = plan_steps(
         _phases(config, num_sequential, len(examples)),
         [example.num_tokens for example in examples],
@@ -75,9 +82,9 @@ def make_plan(config: TrainConfig, world_size: int) -> Plan:
         config.packs_per_rank * world_size,
         config.data.seed,
         max_tokens=config.data.max_tokens,
-        costs=[Layout.from_ids(example.input_ids, tags, scheme).num_visible_pairs for example in examples],
+        costs=costs,
     )
-    return Plan(config, tokenizer, tags, scheme, examples, reports, steps[: config.max_steps], world_size)
+    return Plan(config, tokenizer, tags, scheme, examples, reports, steps[: config.max_steps], costs, world_size)
 
 
 def _read_examples(config: TrainConfig, tokenizer: Any) -> tuple[list[Example], dict[str, Report], int]:

@@ -95,6 +95,7 @@ class Trainer:
             "targets": self.plan.num_targets(step),
             "tokens_per_s": round(step.num_tokens / seconds, 1),
             "fill": round(self.plan.fill(step), 4),
+            "balance": round(self.plan.balance(step), 4),
             "seconds": round(seconds, 3),
             **memory.peak_memory(self.ranks.device),
         }
@@ -159,9 +160,10 @@ class Trainer:
 
     def _headline(self) -> str:
         tokens = sum(step.num_tokens for step in self.plan.steps)
+        balance = sum(self.plan.balance(step) for step in self.plan.steps) / len(self.plan.steps)
         return (
-            f"{len(self.plan.steps)} steps, {tokens:,} tokens, {self.ranks.world_size} ranks, ZeRO stage {self.stage}, "
-            f"{self.config.precision}, {self.plan.scheme} scheme"
+            f"{len(self.plan.steps)} steps, {tokens:,} tokens, {self.ranks.world_size} ranks (attention keeps "
+            f"{balance:.1%} of them busy), ZeRO stage {self.stage}, {self.config.precision}, {self.plan.scheme} scheme"
         )
 
     def _record(self, record: dict[str, Any]) -> None:

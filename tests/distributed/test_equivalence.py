@@ -15,8 +15,11 @@ from tests.distributed.runs import parse, run_pair, write_recipe
 pytest.importorskip("deepspeed")
 
 RUNS = [(3, True), (3, False), (2, True), (1, False), (0, True)]
-RECOMPUTED = (3, False)
-"""The run with gradient checkpointing."""
+RECOMPUTED = {
+    (3, False): {"gradient_checkpointing": True},
+    (3, True): {"gradient_checkpointing": True, "save_attention": True},
+}
+"""The runs with gradient checkpointing."""
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +27,7 @@ def runs(tmp_path_factory):
     """(stage, tied) -> recipe and what two ranks computed."""
     folder = tmp_path_factory.mktemp("equivalence")
     recipes = {
-        (stage, tied): write_recipe(
-            folder, tied=tied, count=17, zero_stage=stage, gradient_checkpointing=(stage, tied) == RECOMPUTED
-        )
+        (stage, tied): write_recipe(folder, tied=tied, count=17, zero_stage=stage, **RECOMPUTED.get((stage, tied), {}))
         for stage, tied in RUNS
     }
     run_pair("tests.distributed.train_all_stages", *map(str, recipes.values()))
