@@ -50,7 +50,7 @@ CUDA = CostModel(60e-6, False, 128, 128, False, 350e12, 2e12, 1.3)
 """An H100, from its specification; not fitted to measurements. Flash attention 2's backward pass holds the gathered
 keys' gradients once per query head, hence the narrow bound."""
 
-CPU = CostModel(100e-6, True, 256, 512, True, 120e9, 10e9, float("inf"))
+CPU = CostModel(100e-6, True, 256, 64, True, 120e9, 10e9, float("inf"))
 """Two cores of an AMD EPYC with AVX-512, from timings of the kernel."""
 
 

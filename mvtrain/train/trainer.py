@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from mvtrain.data import Step
 from mvtrain.train import memory
 from mvtrain.train.checkpoint import load_checkpoint, matching_checkpoint, save_checkpoint
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.engine_setup import gradient_norm, set_learning_rate, start_engine
 from mvtrain.train.export import export_model
+from mvtrain.train.loading import BatchesAhead, heads_of
 from mvtrain.train.plan import make_plan, step_counts
 from mvtrain.train.processes import Ranks
 from mvtrain.train.progress import Progress
@@ -46,6 +46,7 @@ class Trainer:
         self.plan = make_plan(config, self.ranks.world_size)
         self.progress = Progress(len(self.plan.steps), config.log_every, sys.stdout if self.ranks.is_first else None)
         self.engine: Any = None
+        self.batches: BatchesAhead | None = None
         self.num_done = 0
         self.log: StepLog | None = None
         self.tracker: NoTracker | WandbTracker = NoTracker()
@@ -67,6 +68,8 @@ class Trainer:
         self.progress.note(self._headline())
         self.ranks.connect()
         self.engine = start_engine(self.config, self.settings)
+        lm = self.engine.module.lm
+        self.batches = BatchesAhead(self.plan, self.ranks.rank, heads_of(lm.config, lm.dtype), self.ranks.device)
         if self.checkpoint is not None:
             self.num_done = load_checkpoint(self.engine, self.checkpoint)
             self.progress.note(f"resumed after step {self.num_done} of {len(self.plan.steps)}")
@@ -82,7 +85,7 @@ class Trainer:
             number, len(self.plan.steps), self.config.learning_rate, self.config.warmup_ratio, self.config.min_lr_ratio
         )
         set_learning_rate(self.engine, rate)
-        loss = self._forward_and_backward(step)
+        loss = self._forward_and_backward(number)
         (loss,) = self.ranks.sum(loss)
         seconds = time.perf_counter() - began
         return {
@@ -100,14 +103,14 @@ class Trainer:
             **memory.peak_memory(self.ranks.device),
         }
 
-    def _forward_and_backward(self, step: Step) -> float:
+    def _forward_and_backward(self, number: int) -> float:
         """Run this rank's micro-steps. Returns its part of the mean loss per target of the whole step."""
-        num_targets = max(1, self.plan.num_targets(step))
+        num_targets = max(1, self.plan.num_targets(self.plan.steps[number]))
         # DeepSpeed averages gradients over ranks and micro-steps; this makes it the mean over the step's targets.
         scale = self.ranks.world_size * self.config.gradient_accumulation_steps / num_targets
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for batch in self.plan.batches(step, self.ranks.rank):
-            batch = batch.to(self.ranks.device)
+        for batch in self.batches.of_step(number):
+            batch = batch.to(self.ranks.device, non_blocking=True)
             loss = self.engine(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -128,6 +131,8 @@ class Trainer:
     def close(self) -> None:
         """Close logs and leave the process group. May be called at any time."""
         self.tracker.close()
+        if self.batches is not None:
+            self.batches.close()
         if self.log is not None:
             self.log.close()
         if torch.distributed.is_initialized():

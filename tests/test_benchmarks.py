@@ -1,0 +1,75 @@
+"""The benchmarks measure what they say: their forms compute the same, and their layouts have the shape asked for."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import attention, collation, measure, train_step
+from benchmarks.layouts import SHAPES, synthetic, without_blocks
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_tokens", [1, 300, 4097])
+def test_synthetic_layouts_have_exactly_the_tokens_asked_for(num_tokens, shape):
+    layout = synthetic(shape, num_tokens)
+    assert layout.num_tokens == num_tokens
+    if num_tokens > 4000:
+        assert any(node.sees and node.sees[-1][1] < node.start for node in layout.nodes), "no second path"
+        assert without_blocks(layout).documents == layout.documents
+
+
+def test_all_forms_but_the_causal_ones_compute_the_same():
+    layout = synthetic("nested", 1500)
+    inputs = attention._inputs(1500, (4, 2, 16), CPU, torch.float64)
+    q, k, v, _ = inputs
+    outs = {name: form(q, k, v) for name, form in attention._forms(layout, CPU, inputs, set()).items()}
+    assert set(outs) == {"causal", "causal SDPA", "auto", "gather", "merge", "dense"}
+    for name in ("auto", "gather", "merge"):
+        assert (outs[name] - outs["dense"]).abs().max() < 1e-10
+    assert (outs["causal"] - outs["causal SDPA"]).abs().max() < 1e-10
+    assert (outs["causal"] - outs["dense"]).abs().max() > 1e-3, "control: a mask makes a difference"
+
+
+@pytest.mark.parametrize(
+    "module, arguments, rows",
+    [
+        (attention, ["--lengths", "600", "--shapes", "flat", "--heads", "2,1,8", "--turns", "1"], 6),
+        (collation, ["--lengths", "600", "--turns", "1"], 3),
+    ],
+)
+def test_one_command_writes_a_table(module, arguments, rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    threads = torch.get_num_threads()
+    module.main()
+    torch.set_num_threads(threads)
+    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert len(record["rows"]) == rows and record["machine"]["torch"] == torch.__version__
+    (table,) = [path.read_text() for path in tmp_path.glob("*.md")]
+    assert table.count("\n|") == rows + 2 and table in capsys.readouterr().out
+
+
+def test_flops_of_a_step_by_hand():
+    from mvtrain.train.model import SumOfTokenLosses
+    from tests.tiny import tiny_model
+
+    lm = tiny_model("qwen2", tied=False)
+    layout = synthetic("flat", 10)
+    module = SumOfTokenLosses(lm)
+    matrices = sum(p.numel() for p in lm.parameters()) - lm.model.embed_tokens.weight.numel()
+    assert train_step._flops(module, layout) == 6 * matrices * 10 + 12 * 8 * 4 * 2 * 55
+
+
+def test_peak_memory_counts_what_was_freed():
+    """Two tensors of 64 MiB at a time, one after another is dropped."""
+
+    def action() -> None:
+        x = torch.ones(2**24)
+        for _ in range(3):
+            x = x * 2
+
+    assert measure.peak_mib(action, CPU) == pytest.approx(128, abs=0.1)
