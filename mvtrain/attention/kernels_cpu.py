@@ -9,6 +9,8 @@ G query heads per key head (H = K * G), D head width, C chunks of queries, M que
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional as F
 
@@ -24,6 +26,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 LONG = 512
 """From this many queries and keys on, the backward kernel is as fast in bfloat16 as in float32; below, up to 7 times
 slower."""
+
+MAX_ROWS = 1024
+"""Queries of a rectangle at a time: what is copied for the kernel stays small beside the tensors themselves."""
 
 
 def unsupported(tensors: TensorKind) -> str | None:
@@ -66,15 +71,19 @@ def backward(
     dq_QHD, dk_SKD, dv_SKD = (torch.zeros_like(x, dtype=work) for x in (q_QHD, k_SKD, v_SKD))
     for queries, keys in _sequences(call):
         saved = (dout_QHD[queries], q_QHD[queries], k_SKD[keys], v_SKD[keys], out_QHD[queries], lse_HQ[:, queries])
-        dq_QHD[queries], dk_SKD[keys], dv_SKD[keys] = _backward_sequence(*saved, call.causal, scale)
+        dq_QHD[queries], dk_PKD, dv_PKD = _backward_sequence(*saved, call.causal, scale)
+        dk_SKD[keys] += dk_PKD
+        dv_SKD[keys] += dv_PKD
     return dq_QHD, dk_SKD, dv_SKD
 
 
-def _sequences(call: Call):
+def _sequences(call: Call) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys) of all that is computed; without a causal mask no more than MAX_ROWS queries at a time."""
     query = key = 0
     for length_q, length_k in zip(call.lengths_q, call.lengths_k, strict=True):
-        if length_q and length_k:
-            yield slice(query, query + length_q), slice(key, key + length_k)
+        step = max(length_q, 1) if call.causal else MAX_ROWS
+        for start in range(0, length_q if length_k else 0, step):
+            yield slice(query + start, query + min(start + step, length_q)), slice(key, key + length_k)
         query, key = query + length_q, key + length_k
 
 
