@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # Extra pip options, for example an index that holds the CPU build of torch.
 PIP_OPTIONS ?=
 
-.PHONY: setup test quickstart lint clean
+.PHONY: setup test test-gpu quickstart lint clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,10 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# On a machine with a GPU: every attention kernel that is there against the reference; -rs says why others are not.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu -s -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
