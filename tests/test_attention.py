@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mvtrain.attention import attend, register
+from mvtrain.attention.transformers_backend import multiverse_attention
 from mvtrain.layout import SCHEMES, Layout
 from tests.brute_force import random_document
 from tests.tiny import FAMILIES, tiny_model, tiny_tags
@@ -191,3 +192,7 @@ def test_batches_padding_and_dropout_are_refused():
         mask = torch.ones(1, 3, dtype=torch.long)
         mask[0, 0] = 0
         model(torch.ones(1, 3, dtype=torch.long), attention_mask=mask, layout=layout, use_cache=False)
+    query = torch.zeros(1, 2, 3, 8)
+    for refused, why in (({"dropout": 0.1}, "set attention_dropout to 0"), ({"sliding_window": 2}, "sliding-window")):
+        with pytest.raises(ValueError, match=why):
+            multiverse_attention(model, query, query, query, None, layout=layout, **refused)
