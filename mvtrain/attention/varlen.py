@@ -64,7 +64,7 @@ def _geometry(content: bytes) -> Geometry:
     return Geometry(Layout.decode(torch.frombuffer(bytearray(content), dtype=torch.int64)))
 
 
-_choice = lru_cache(maxsize=64)(cost.choose_levels)
+_choice = lru_cache(maxsize=16)(cost.choose_levels)  # holds geometries, as the cache above does
 
 
 @torch.library.custom_op("mvtrain::attention", mutates_args=())
