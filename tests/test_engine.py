@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
 from mvtrain.engine import Engine, SamplingParams
-from mvtrain.engine.sampling import Sampler
 from mvtrain.engine.script import ScriptedSampler, write_script
 from mvtrain.engine.verification import masked_logprobs, training_logprobs, verify_generation, verify_trace
-from mvtrain.grammar import Block, Outline, Path, Trace, child_label, walk
+from mvtrain.grammar import Block, Outline, Path, Trace, walk
 from mvtrain.layout import Layout
-from tests.tiny import FAMILIES, tiny_model, tiny_tags, tiny_tokenizer
+from tests.engine_models import TAGS, TOKENIZER, WritesBlocks, random_trace
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 SCHEMES = ("isolated", "original")
-TOKENIZER = tiny_tokenizer()
-TAGS = tiny_tags()
 EXACT = 1e-10
-
-
-def random_trace(seed: int, max_depth: int = 3) -> Trace:
-    """Texts and blocks in a row, blocks in paths, paths of different lengths, also empty ones."""
-    rng = random.Random(seed)
-    return Trace((_text(rng, 1), *_parts(rng, None, max_depth, 2), "end"))
-
-
-def _text(rng: random.Random, shortest: int = 0) -> str:
-    return "".join(rng.choice("abcdef") for _ in range(rng.randint(shortest, 8)))
-
-
-def _parts(rng: random.Random, label: str | None, depth: int, max_blocks: int) -> list:
-    parts: list = []
-    for _ in range(rng.randint(1 if label is None else 0, max_blocks) if depth else 0):
-        labels = [child_label(label, i) for i in range(1, rng.randint(1, 4) + 1)]
-        outlines = tuple(Outline(inner, _text(rng)) for inner in labels)
-        paths = tuple(Path(inner, (_text(rng), *_parts(rng, inner, depth - 1, 1), _text(rng))) for inner in labels)
-        parts += [Block(outlines, paths, _text(rng)), _text(rng)]
-    return parts
 
 
 def engine(family: str = "qwen2", dtype: torch.dtype = torch.float64, **settings) -> Engine:
@@ -117,22 +93,22 @@ def test_a_wrong_position_or_mask_does_not_verify(monkeypatch):
     trace = random_trace(5)
     assert verify_trace(engine(), "Why?", trace).ok
     subject = engine()
-    mask = subject.runner._mask
-    monkeypatch.setattr(subject.runner, "_mask", lambda *args: torch.zeros_like(mask(*args)))
+    mask = subject.cache._mask
+    monkeypatch.setattr(subject.cache, "_mask", lambda *args: torch.zeros_like(mask(*args)))
     comparison = verify_trace(subject, "Why?", trace)
     assert not comparison.ok and comparison.max_difference > 1e-2 and comparison.num_wrong_positions == 0
 
     subject = engine()
-    has_room = subject.scheduler.admit
+    admit = subject.scheduler._admit
 
     def shift_positions():
-        has_room()
-        for request in subject.scheduler.running.values():
+        admit()
+        for request in subject.scheduler.running:
             for branch in request.branches[2:]:
                 if branch.num_sampled == 1:
                     branch.position += 1
 
-    monkeypatch.setattr(subject.scheduler, "admit", shift_positions)
+    monkeypatch.setattr(subject.scheduler, "_admit", shift_positions)
     comparison = verify_trace(subject, "Why?", trace)
     assert not comparison.ok and comparison.max_difference > 1e-3 and comparison.num_wrong_positions > 0
 
@@ -165,30 +141,9 @@ def test_greedy_tokens_are_the_argmax_of_full_passes_token_by_token():
     assert completion.num_generated == 25
 
 
-class _WritesBlocks(Sampler):
-    """Greedy, but every branch starts with a block of two paths, twice, and its paths end after seven tokens."""
-
-    def choose(self, logits_NV, branches):
-        chosen = super().choose(logits_NV, branches)
-        tokens = [self._structure(branch, token) for branch, (token, _) in zip(branches, chosen, strict=True)]
-        logprobs = logits_NV[:, : self.num_tokens].log_softmax(-1)
-        return [(token, logprobs[row, token].item()) for row, token in enumerate(tokens)]
-
-    def _structure(self, branch, token):
-        opening = [TAGS.parallel, TAGS.goal, TAGS.outline, TAGS.end_outline, TAGS.outline, TAGS.end_outline]
-        opening += [TAGS.end_goal]
-        closing = [None, None, TAGS.end_conclusion, TAGS.end_parallel]
-        wanted = [None] * 3 if branch.depth else []
-        wanted += (opening + closing) * (2 - branch.depth) if branch.depth < 2 else []
-        wanted += [None] * 4 + ([TAGS.end_path] if branch.depth else [])
-        k = branch.num_sampled
-        forced = wanted[k] if k < len(wanted) else None
-        return token if forced is None else forced
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_free_greedy_tokens_inside_nested_blocks_are_the_argmax_of_a_full_pass(scheme):
-    subject = engine(scheme=scheme, sampler=_WritesBlocks(len(TOKENIZER)))
+    subject = engine(scheme=scheme, sampler=WritesBlocks(len(TOKENIZER)))
     comparison = verify_generation(subject, "Go on.", SamplingParams(max_tokens=120))
     assert comparison.num_blocks > 3 and comparison.num_paths > 6
     assert comparison.ok and comparison.max_difference < EXACT, comparison
@@ -197,9 +152,9 @@ def test_free_greedy_tokens_inside_nested_blocks_are_the_argmax_of_a_full_pass(s
 def test_a_batch_of_eight_gives_what_eight_batches_of_one_give():
     params = [SamplingParams(max_tokens=60, temperature=t, top_p=0.9, seed=seed) for seed, t in enumerate([0, 1.0] * 4)]
     prompts = [f"Question {'x' * seed * 20}{seed}" for seed in range(8)]
-    together = engine(sampler=_WritesBlocks(len(TOKENIZER))).generate(prompts, params)
-    crowded = engine(sampler=_WritesBlocks(len(TOKENIZER)), max_batch=3).generate(prompts, params)
-    one_by_one = engine(sampler=_WritesBlocks(len(TOKENIZER)))
+    together = engine(sampler=WritesBlocks(len(TOKENIZER))).generate(prompts, params)
+    crowded = engine(sampler=WritesBlocks(len(TOKENIZER)), max_batch=3).generate(prompts, params)
+    one_by_one = engine(sampler=WritesBlocks(len(TOKENIZER)))
     for prompt, p, completion, other in zip(prompts, params, together, crowded, strict=True):
         (alone,) = one_by_one.generate([prompt], p)
         assert completion.token_ids == other.token_ids == alone.token_ids
@@ -243,7 +198,7 @@ def test_long_prompts_in_chunks_and_a_growing_cache():
     subject = engine(dtype=torch.float64)
     comparison = verify_generation(subject, [k % 200 for k in range(1300)], SamplingParams(max_tokens=10))
     assert comparison.ok and comparison.max_difference < EXACT
-    assert subject.runner.cache.node_RS.shape[1] == 2048
+    assert subject.cache.node_RS.shape[1] == 2048
 
 
 def test_progress_is_told_and_the_last_call_says_that_all_is_done():

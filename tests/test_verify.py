@@ -9,7 +9,7 @@ import torch
 
 from mvtrain.cli import main
 from mvtrain.commands.generate import print_tree
-from mvtrain.engine import Engine, runner
+from mvtrain.engine import Engine, row_cache
 from mvtrain.engine.script import ScriptedSampler, write_script
 from mvtrain.grammar import Block, Outline, Path, Trace, parse
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -52,8 +52,8 @@ def test_the_scheme_comes_from_the_manifest(checkpoint, capsys):
 
 
 def test_verify_fails_when_the_mask_is_wrong(checkpoint, capsys, monkeypatch):
-    mask = runner.Runner._mask
-    monkeypatch.setattr(runner.Runner, "_mask", lambda *args: torch.zeros_like(mask(*args)))
+    mask = row_cache.RowCache._mask
+    monkeypatch.setattr(row_cache.RowCache, "_mask", lambda *args: torch.zeros_like(mask(*args)))
     assert main(["verify", checkpoint, "--max-tokens", "3", "--scheme", "isolated"]) == 1
     output = capsys.readouterr().out
     assert "NOT verified" in output and "FAILED" in output

@@ -3,13 +3,16 @@
 Every branch writes its tokens into a node of its own. A token of the KV cache is known by (node, index in the node),
 and a branch sees it if and only if index < limits[node]. A fork copies the limits of the parent as they are at
 `</Goal>`; a join raises the parent's limits for the nodes of the paths. Nothing in the cache moves.
+
+Which tokens have gone through the model is one number per branch, `num_fed`. So a request that lost its place in the
+cache sets it back, and its tokens go through the model again, with the limits that each of them had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,27 +23,24 @@ ALL = np.iinfo(np.int32).max - 1
 """A limit above every index: the node is seen in full. Slots that hold nothing have a larger index still."""
 
 
-class PendingToken(NamedTuple):
-    """A token that is part of the text and has not gone through the model yet."""
-
-    token: int
-    position: int
-    index: int
-    """Its place in the branch's node."""
-    opens: tuple[int, ...]
-    """Nodes that become visible with this token: paths that are joined before it."""
-
-
 @dataclass(eq=False)
 class Branch:
-    """The state of one branch. `tokens`, `positions` and `logprobs` run in parallel and leave out the prompt."""
+    """The state of one branch. `tokens`, `positions`, `logprobs` and `passes` run in parallel and leave out the prompt.
+
+    An index counts the tokens of the branch's node from 0, and an offset those in `tokens`: the two differ by the
+    length of the prompt at the root, and are the same elsewhere.
+    """
 
     request: Request
     node: int
     limits: np.ndarray
-    """(nodes,) int32. Nodes beyond its end are not seen; the entry of the own node is not used."""
+    """(nodes,) int32, of the next token. Nodes beyond its end are not seen; the entry of the own node is not used."""
     position: int
     """Where the next token goes."""
+    position_limit: int
+    """The first position that is out of the branch's budget."""
+    first_index: int = 0
+    """The index of tokens[0]."""
     parent: Branch | None = None
     label: str | None = None
     lineage: tuple[int, ...] = ()
@@ -49,7 +49,10 @@ class Branch:
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
-    pending: list[PendingToken] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
+    """The pass of the request after which each token was there."""
+    top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """Offset -> the most probable tokens there, where they were asked for."""
     plain: set[int] = field(default_factory=set)
     """Offsets in `tokens` of tags that have no effect."""
 
@@ -66,9 +69,16 @@ class Branch:
     open_tags: list[int] = field(default_factory=list)
     """Offsets in `tokens` of the tags of a block that has not forked yet."""
     done: bool = False
-    next_index: int = 0
+    blank: bool = True
+    """Whether the branch has sampled nothing but white space."""
+    ended_by: str = ""
+    """Of a path that is done: "end_path", "end_of_text", "stop", "limit", "parent" or "answer"."""
+    num_fed: int = 0
+    """How many tokens of the node are in the cache: the index of the next one that goes through the model."""
     num_sampled: int = 0
     num_blocks: int = 0
+    _openings: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    """(index, the limits of the tokens before it, back to the opening before): one entry per join."""
 
     @property
     def depth(self) -> int:
@@ -79,44 +89,67 @@ class Branch:
         return f"path {self.label}" if self.label else "the top level"
 
     @property
+    def next_index(self) -> int:
+        return self.first_index + len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        return self.next_index - self.num_fed
+
+    @property
     def needs_token(self) -> bool:
         """Whether the branch goes on by sampling, once what is pending has gone through the model."""
         return not self.done and self.stage != "forked"
 
-    def feed(self, token: int, position: int, opens: tuple[int, ...] = ()) -> None:
-        """Queue a token for the model, without adding it to the generated text."""
-        self.pending.append(PendingToken(token, position, self.next_index, opens))
-        self.next_index += 1
+    def append(self, token: int, logprob: float | None, opens: Sequence[int] = ()) -> None:
+        """Add a token at the next position. `logprob` is None where the token is forced.
 
-    def append(self, token: int, logprob: float | None, opens: tuple[int, ...] = ()) -> None:
-        """Add a token at the next position. `logprob` is None where the token is forced."""
+        `opens` are nodes that the branch sees in full from this token on: paths that are joined before it.
+        """
+        if opens:
+            self._openings.append((self.next_index, self.limits))
+            self.limits = _opened(self.limits, opens)
         self.tokens.append(token)
         self.positions.append(self.position)
         self.logprobs.append(logprob)
-        self.feed(token, self.position, opens)
         self.position += 1
-
-    def take_pending(self, count: int) -> list[tuple[PendingToken, np.ndarray]]:
-        """The next `count` pending tokens with the limits of each, (nodes,) int32, the own node cut after the token."""
-        taken, self.pending = self.pending[:count], self.pending[count:]
-        rows = []
-        for item in taken:
-            if item.opens:
-                self.limits = _opened(self.limits, item.opens)
-            limits = np.zeros(max(len(self.limits), self.node + 1), dtype=np.int32)
-            limits[: len(self.limits)] = self.limits
-            limits[self.node] = item.index + 1
-            rows.append((item, limits))
-        return rows
 
     def limits_of_fork(self) -> np.ndarray:
         """The limits of paths that start here: all that the branch sees, and all that it has written so far."""
         limits = _opened(self.limits, (self.node,))
-        for item in self.pending:
-            if item.opens:
-                limits = _opened(limits, item.opens)
         limits[self.node] = self.next_index
         return limits
+
+    def limits_at(self, index: int) -> tuple[np.ndarray, int]:
+        """The limits of the token at `index`, and the first index after it that has others."""
+        for opening, limits in self._openings:
+            if index < opening:
+                return limits, opening
+        return self.limits, self.next_index
+
+    def ids_between(self, start: int, end: int) -> list[int]:
+        return self._between(self.request.prompt, self.tokens, start, end)
+
+    def positions_between(self, start: int, end: int) -> list[int]:
+        return self._between(range(len(self.request.prompt)), self.positions, start, end)
+
+    def _between(self, prompt: Sequence[int], written: list[int], start: int, end: int) -> list[int]:
+        first = self.first_index
+        if start >= first:
+            return written[start - first : end - first]
+        return [*prompt[start:end], *written[: max(0, end - first)]]
+
+    def pending_in_text_order(self) -> Iterator[tuple[Branch, int, int]]:
+        """(branch, start, end): runs of pending indices from here down. No token sees one that comes after it."""
+        start = self.num_fed
+        for offset, child in self.children:
+            index = self.first_index + offset
+            if index > start:
+                yield self, start, index
+                start = index
+            yield from child.pending_in_text_order()
+        if self.next_index > start:
+            yield self, start, self.next_index
 
     def in_text_order(self) -> Iterator[tuple[Branch, int]]:
         """(branch, offset) of every generated token from here down, in the order of the text."""
@@ -128,7 +161,7 @@ class Branch:
         yield from ((self, i) for i in range(start, len(self.tokens)))
 
     def walk(self) -> Iterator[Branch]:
-        """This branch and all below it, parents first."""
+        """This branch and all below it, parents first, in the order of the text."""
         yield self
         for _, child in self.children:
             yield from child.walk()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mvtrain.engine.completion import Completion, complete
+from mvtrain.engine.events import Event, Watcher
 from mvtrain.engine.markup import Markup
+from mvtrain.engine.memory import num_pages
+from mvtrain.engine.pages import PAGE_SIZE
+from mvtrain.engine.prefix import Prefix
 from mvtrain.engine.request import Request
-from mvtrain.engine.runner import Runner
+from mvtrain.engine.row_cache import RowCache
+from mvtrain.engine.runner import Runner, refuse_unsupported
 from mvtrain.engine.sampling import Sampler, SamplingParams
 from mvtrain.engine.scheduler import Scheduler
 from mvtrain.layout import SCHEMES, Scheme
@@ -33,6 +38,7 @@ class Engine:
         tokenizer: with the twelve tags.
         scheme: positions and visibility the model was trained with.
         max_batch: requests that run at a time; the others wait.
+        cache_tokens: tokens that the KV cache has room for; by default as many as half of the free memory holds.
         sampler: chooses tokens; for tests.
 
     Raises:
@@ -45,19 +51,23 @@ class Engine:
         tokenizer: Any,
         scheme: Scheme = "isolated",
         max_batch: int = 32,
+        cache_tokens: int | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}, expected at least 1")
+        refuse_unsupported(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.scheme: Scheme = scheme
         self.markup = Markup(tokenizer, _eos_ids(model))
         self.sampler = sampler or Sampler(self.markup.num_tokens)
-        self.runner = Runner(model)
-        self.scheduler = Scheduler(max_batch)
+        self.cache = _make_cache(model, cache_tokens)
+        self.runner = Runner(model, self.cache)
+        self.scheduler = Scheduler(self.cache, max_batch)
+        self.num_passes = 0
 
     @classmethod
     def from_pretrained(
@@ -67,6 +77,7 @@ class Engine:
         device: str = "cpu",
         scheme: Scheme | None = None,
         max_batch: int = 32,
+        cache_tokens: int | None = None,
     ) -> Engine:
         """Load a converted or trained checkpoint.
 
@@ -85,7 +96,9 @@ class Engine:
         tokenizer = AutoTokenizer.from_pretrained(path)
         manifest = read_manifest(path) or {"scheme": "isolated"}
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES.get(dtype, dtype) or "auto").to(device)
-        return cls(model, tokenizer, scheme or manifest["scheme"], max_batch)
+        return cls(model, tokenizer, scheme or manifest["scheme"], max_batch, cache_tokens)
+
+    # All at once
 
     def generate(
         self,
@@ -93,47 +106,95 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Progress | None = None,
     ) -> list[Completion]:
-        """Answer all prompts; completions come in the order of the prompts.
+        """Answer all prompts; completions come in the order of the prompts, `n` of them for each.
 
         Args:
             prompts: questions, which get the chat template and the suffix that asks for parallel steps (or for
                 sequential ones, with `parallel=False`); or lists of token ids, which are used as they are.
             params: for all prompts, or one for each. Equal prompts with equal parameters get equal answers: to
-                sample several answers to a question, give each its own seed.
+                sample several answers to a question, ask for `n`.
 
         Raises:
             ValueError: a prompt is empty or too long, or the number of parameters is not that of the prompts.
         """
         requests = self._requests(prompts, params)
+        completions: dict[Request, Completion] = {}
+        for finished in self._run(requests):
+            completions.update(finished)
+            if progress:
+                progress(len(completions), len(requests), sum(request.num_tokens for request in requests))
+        return [completions[request] for request in requests]
+
+    def stream(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[Event]:
+        """Like `generate`, but tells what happens after every step; the last event of a request has its completion.
+
+        An event's `request` counts the completions that `generate` would return. Leaving the loop cancels the rest.
+        """
+        requests = self._requests(prompts, params)
+        watchers = {request: Watcher(request, index) for index, request in enumerate(requests)}
+        for finished in self._run(requests):
+            for request in list(watchers):
+                yield from watchers[request].events(finished.get(request))
+                if request in finished:
+                    del watchers[request]
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[dict[Request, Completion]]:
+        """Steps until all requests are through: what every step has finished. Leaves nothing behind."""
         for request in requests:
             self.scheduler.add(request)
-        completions: dict[int, Completion] = {}
+        remaining = set(requests)
         try:
-            with self.runner.engine_attention():
-                while self.scheduler.has_work:
-                    completions.update((id(request), completion) for request, completion in self.step())
-                    if progress:
-                        num_tokens = sum(request.num_tokens for request in requests)
-                        progress(len(completions), len(requests), num_tokens)
+            while remaining:
+                with self.runner.engine_attention():
+                    finished = dict(self.step())
+                remaining -= finished.keys()
+                yield {request: completion for request, completion in finished.items() if request in requests}
         finally:
-            for row in self.scheduler.clear():  # only after an error or an interruption
-                self.runner.cache.release(row)
-        return [completions[id(request)] for request in requests]
+            if remaining:  # after an error or an interruption
+                for request in remaining:
+                    request.cancel()
+                for _ in self.scheduler.collect_finished():
+                    pass
+
+    # Step by step
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> list[Request]:
+        """Put a prompt in line: `params.n` requests. `step` works on them, `cancel` ends them early.
+
+        Raises ValueError like `generate`.
+        """
+        requests = self._requests([prompt], params)
+        for request in requests:
+            self.scheduler.add(request)
+        return requests
+
+    def cancel(self, request: Request) -> None:
+        """End a request with what is there; the next step completes it, with `finish_reason` "cancelled"."""
+        request.cancel()
 
     def step(self) -> list[tuple[Request, Completion]]:
-        """One forward pass: every branch that is through with what it had to feed gets a token."""
-        chosen = self.scheduler.choose()
-        branches = [item.branch for item in chosen if item.samples]
-        logits_NV = self.runner.run(chosen)
-        for request in {id(item.branch.request): item.branch.request for item in chosen}.values():
-            request.num_passes += 1
-        for branch, (token, logprob) in zip(branches, self.sampler.choose(logits_NV, branches), strict=True):
-            branch.request.advance(branch, token, logprob)  # may fork into paths, or join
-        return [self._retire(row, request) for row, request in self.scheduler.collect_finished()]
+        """One forward pass: every branch that is through with what it had to feed gets a token.
 
-    def _retire(self, row: int, request: Request) -> tuple[Request, Completion]:
-        self.runner.cache.release(row)
-        return request, complete(request)
+        Call it inside of `runner.engine_attention()`.
+        """
+        pieces = self.scheduler.choose()
+        if pieces:
+            self.num_passes += 1
+            branches = [piece.samples for piece in pieces if piece.samples is not None]
+            logits_NV = self.runner.run(pieces)
+            choices = self.sampler.choose(logits_NV, branches) if branches else []
+            for branch, choice in zip(branches, choices, strict=True):
+                branch.request.advance(branch, *choice)  # may fork into paths, or join
+        return [(request, complete(request)) for request in self.scheduler.collect_finished()]
+
+    def check_integrity(self) -> None:
+        """Assert what must hold between two steps. For tests."""
+        self.cache.check_integrity()
+        self.scheduler.check_integrity()
+        for request in self.scheduler.running:
+            request.check_integrity()
 
     def _requests(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
@@ -144,22 +205,42 @@ class Engine:
         params = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling parameters; give one or as many")
-        max_positions = self.model.config.max_position_embeddings
         requests = []
-        for row, (prompt, p) in enumerate(zip(prompts, params, strict=True), start=1):
+        for number, (prompt, p) in enumerate(zip(prompts, params, strict=True), start=1):
             ids = prompt_ids(self.tokenizer, prompt, p.parallel) if isinstance(prompt, str) else prompt
             try:
                 self._check_ids(ids)
-                requests.append(Request(ids, p, self.markup, self.scheme, max_positions))
+                requests += self._samples(ids, p)
             except ValueError as error:
-                raise ValueError(f"prompt {row}: {error}") from None
+                raise ValueError(f"prompt {number}: {error}") from None
         return requests
+
+    def _samples(self, ids: Sequence[int], params: SamplingParams) -> list[Request]:
+        """One request for each of `params.n` answers; the prompt of several is kept once."""
+        prefix = Prefix(ids) if params.n > 1 and len(ids) > 1 else None
+        max_positions = self.model.config.max_position_embeddings
+        return [
+            Request(ids, params, self.markup, self.scheme, max_positions, sample, prefix) for sample in range(params.n)
+        ]
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         num_rows = self.model.config.vocab_size
         wrong = next((id for id in ids if not 0 <= id < num_rows), None)
         if wrong is not None:
             raise ValueError(f"token id {wrong}, expected 0 to {num_rows - 1}")
+        if len(ids) >= self.cache.pages.capacity:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens does not fit into a KV cache of {self.cache.pages.capacity} tokens"
+            )
+
+
+def _make_cache(model: Any, cache_tokens: int | None) -> Any:
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    bytes_per_token = 2 * config.num_hidden_layers * heads[1] * head_dim * model.dtype.itemsize
+    pages = num_pages(cache_tokens, bytes_per_token, PAGE_SIZE, model.device)
+    return RowCache(config.num_hidden_layers, heads, head_dim, model.dtype, pages)
 
 
 def _eos_ids(model: Any) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ class Markup:
         if not self.eos_ids:
             raise ValueError("the tokenizer has no eos_token and generation_config no eos_token_id: answers cannot end")
         self._openings: dict[str, list[int]] = {}
+        self._blank: dict[int, bool] = {}
 
     @cached_property
     def num_tokens(self) -> int:
@@ -38,6 +39,12 @@ class Markup:
         if label not in self._openings:
             self._openings[label] = [self.tags.path, *self.encode(f"\n{label}:")]
         return self._openings[label]
+
+    def is_blank(self, token: int) -> bool:
+        """Whether a token is nothing but white space."""
+        if token not in self._blank:
+            self._blank[token] = not self.decode([token]).strip()
+        return self._blank[token]
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -14,9 +14,19 @@ import numpy as np
 
 from mvtrain.engine.branches import Branch
 from mvtrain.engine.markup import Markup
+from mvtrain.engine.passes import Piece, pieces_of
+from mvtrain.engine.prefix import Prefix
 from mvtrain.engine.sampling import SamplingParams
+from mvtrain.engine.stopping import StopStrings
 from mvtrain.grammar import child_label, outline_labels
 from mvtrain.layout import Scheme
+
+MAX_ROWS = 1024
+"""Tokens that the branches of one request may add to a pass; what is above waits for the next one."""
+MAX_PROBLEMS = 50
+"""Different problems that are kept; of the others only the number is."""
+MAX_LABEL = 24
+"""Characters of a label; an outline with a longer one is labelled by its place."""
 
 # (stage of the branch, tag) -> next stage, for tags that only lead on.
 _NEXT_STAGE = {
@@ -32,13 +42,22 @@ class Request:
     Args:
         prompt: token ids, at least one. Tags in it are text.
         max_positions: how many positions the model has.
+        sample: which of several answers to the same prompt this is; it has noise of its own.
+        prefix: the prompt without its last token, if other requests have the same.
 
     Raises:
         ValueError: the prompt is empty or leaves no room for an answer.
     """
 
     def __init__(
-        self, prompt: Sequence[int], params: SamplingParams, markup: Markup, scheme: Scheme, max_positions: int
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        markup: Markup,
+        scheme: Scheme,
+        max_positions: int,
+        sample: int = 0,
+        prefix: Prefix | None = None,
     ) -> None:
         if not 0 < len(prompt) < max_positions:
             raise ValueError(f"a prompt of {len(prompt)} tokens; expected 1 to {max_positions - 1}")
@@ -47,56 +66,130 @@ class Request:
         self.markup = markup
         self.isolated = scheme == "isolated"
         self.scheme = scheme
-        self.position_limit = min(len(prompt) + params.max_tokens, max_positions)
-        self.root = Branch(self, node=0, limits=np.zeros(1, dtype=np.int32), position=len(prompt))
-        for position, token in enumerate(self.prompt):
-            self.root.feed(token, position)
+        self.sample = sample
+        self.prefix = prefix
+        limit = min(len(prompt) + params.max_tokens, max_positions)
+        limits = np.zeros(1, dtype=np.int32)
+        self.root = Branch(self, 0, limits, len(prompt), limit, first_index=len(prompt))
         self.branches = [self.root]
+        self.row: int | None = None
+        """The request's row of the cache while it runs."""
+        self.unfed: dict[Branch, None] = {self.root: None}
+        """Branches with tokens that have not gone through the model, parents before their paths."""
+        self.stop_strings = StopStrings(params.stop, markup) if params.stop else None
+        self.num_cut = 0
+        """Characters at the end of the text that are not part of the answer: a stop string, and what came with it."""
         self.problems: dict[str, None] = {}  # in the order of appearance, each once
+        self.num_more_problems = 0
+        self.num_forced_closes = 0
+        """Paths and blocks that the engine closed, since the model did not or was not allowed to go on."""
         self.finish_reason: str | None = None
         self.num_passes = 0
         self.num_tokens = 0
-        self.started = 0.0
-        self.seconds = 0.0
+        self.num_preemptions = 0
+        self.added = time.perf_counter()
+        self.started = self.first_token = self.ended = 0.0
+        self._rewind()
 
-    def start(self) -> None:
-        self.started = time.perf_counter()
+    # Its tokens on their way through the model
+
+    def start(self, row: int) -> None:
+        self.row = row
+        self.started = self.started or time.perf_counter()
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that wait for the model."""
+        return sum(branch.num_pending for branch in self.unfed)
+
+    @property
+    def num_next(self) -> int:
+        """Tokens that it adds to the next pass, if it may add all it wants."""
+        return min(self.num_pending, MAX_ROWS)
 
     @property
     def in_prefill(self) -> bool:
-        return self.num_tokens == 0
+        """Whether a long prompt goes through the model, or, after a pre-emption, all that had gone before."""
+        return self.num_pending > max(MAX_ROWS // 16, 8 * len(self.unfed))
 
-    def live_branches(self) -> list[Branch]:
-        """Branches that have tokens to feed, parents first."""
-        return [branch for branch in self.branches if branch.pending]
+    def take(self, count: int) -> list[Piece]:
+        """The next `count` pending tokens, from now on fed."""
+        self.num_passes += 1
+        if count >= self.num_pending:  # all see each other's keys in this very pass, so any order will do
+            runs = [(branch, branch.num_fed, branch.next_index) for branch in self.unfed]
+        else:
+            runs = _first(self.root.pending_in_text_order(), count)
+        pieces = [piece for run in runs for piece in pieces_of(run[0], self.row, *run[1:])]
+        for branch, _, end in runs:
+            if end == branch.next_index:
+                del self.unfed[branch]
+        return pieces
 
-    def advance(self, branch: Branch, token: int, logprob: float) -> None:
+    def preempt(self) -> None:
+        """Give up what is in the cache: all of it has to go through the model again."""
+        self.row = None
+        self.num_preemptions += 1
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.unfed = {branch: None for branch in self.branches}
+        for branch in self.branches:
+            branch.num_fed = 0
+        if self.prefix is not None:
+            self.root.num_fed = len(self.prefix.tokens)
+
+    # What the model says
+
+    def advance(
+        self, branch: Branch, token: int, logprob: float, top_logprobs: tuple[tuple[int, float], ...] = ()
+    ) -> None:
         """Take a sampled token. The branch may fork, end or join with its siblings, and the request may finish."""
         if self.finish_reason:
             return  # a sibling used the budget up in this very step
+        self.first_token = self.first_token or time.perf_counter()
+        if top_logprobs:
+            branch.top_logprobs[len(branch.tokens)] = top_logprobs
         branch.num_sampled += 1
-        if token in self.markup.eos_ids:
+        if token in self.markup.eos_ids or token in self.params.stop_token_ids:
             self._end_of_text(branch, token, logprob)
         elif token == self.markup.tags.end_path and branch.parent is not None:
-            self._close(branch, logprob)
+            self._close(branch, "end_path", logprob)
         else:
             self._append(branch, token, logprob)
+            branch.blank = branch.blank and self.markup.is_blank(token)
             if token in self.markup.kinds:
                 self._read_tag(branch, token)
+            elif self.stop_strings:
+                self._look_for_stop(branch)
         if not self.finish_reason:
             self._check_budget(branch)
 
-    def _append(self, branch: Branch, token: int, logprob: float | None, opens: tuple[int, ...] = ()) -> None:
+    def cancel(self) -> None:
+        """Finish with what is there."""
+        if not self.finish_reason:
+            self._finish("cancelled")
+
+    def no_room(self, capacity: float) -> None:
+        """Finish, since the cache is too small for the request alone."""
+        self._report(f"the KV cache has room for {capacity:.0f} tokens only")
+        self._finish("length")
+
+    def _append(self, branch: Branch, token: int, logprob: float | None, opens: Sequence[int] = ()) -> None:
         branch.append(token, logprob, opens)
+        branch.passes.append(self.num_passes)
+        self.unfed[branch] = None
         self.num_tokens += 1
 
-    def _force(self, branch: Branch, tokens: Sequence[int], opens: tuple[int, ...] = ()) -> None:
+    def _force(self, branch: Branch, tokens: Sequence[int], opens: Sequence[int] = ()) -> None:
         for token in tokens:
             self._append(branch, token, None, opens)
             opens = ()
 
     def _report(self, problem: str) -> None:
-        self.problems.setdefault(problem)
+        if problem in self.problems or len(self.problems) < MAX_PROBLEMS:
+            self.problems.setdefault(problem)
+        else:
+            self.num_more_problems += 1
 
     # Tags
 
@@ -131,7 +224,8 @@ class Request:
     # Fork
 
     def _try_to_fork(self, branch: Branch) -> None:
-        labels = self._labels(branch)
+        goal = branch.tokens[branch.open_tags[-2] + 1 : -1]
+        labels = outline_labels(self.markup.decode(goal))
         if not labels:
             self._abandon(branch, "its goal has no outline")
         elif len(labels) > self.params.max_paths:
@@ -139,13 +233,16 @@ class Request:
         elif branch.depth >= self.params.max_depth:
             self._abandon(branch, f"depth {branch.depth + 1}, at most {self.params.max_depth} is allowed")
         else:
-            self._fork(branch, labels)
+            self._fork(branch, [self._label(branch, i, label) for i, label in enumerate(labels, start=1)])
 
-    def _labels(self, branch: Branch) -> list[str]:
-        """One label per outline of the goal that just ended; outlines without one are labelled by their place."""
-        goal = branch.tokens[branch.open_tags[-2] + 1 : -1]
-        labels = outline_labels(self.markup.decode(goal))
-        return [label or child_label(branch.label, i) for i, label in enumerate(labels, start=1)]
+    def _label(self, branch: Branch, place: int, label: str | None) -> str:
+        """The outline's own label; by its place where it has none, or one that no reader could use."""
+        expected = child_label(branch.label, place)
+        if label == expected:
+            return label
+        shown = "no label" if label is None else f"the label {label[:MAX_LABEL]}"
+        self._report(f"outline {place} at {branch.name} has {shown}, expected {expected}")
+        return expected if label is None or len(label) > MAX_LABEL else label
 
     def _fork(self, branch: Branch, labels: list[str]) -> None:
         separator = self.markup.separator
@@ -153,7 +250,7 @@ class Request:
         num_shared = 0 if self.isolated else len(separator)
         if self.isolated:
             openings = [[*separator, *opening] for opening in openings]
-        if not self._has_room(branch, max(map(len, openings)), num_shared + sum(map(len, openings))):
+        if not self._has_room_to_fork(branch, max(map(len, openings)), num_shared + sum(map(len, openings))):
             return
         start = branch.position
         if not self.isolated:
@@ -170,7 +267,10 @@ class Request:
     def _new_path(self, parent: Branch, index: int, label: str, limits: np.ndarray, position: int) -> Branch:
         node = len(self.branches)
         lineage = (*parent.lineage, parent.num_blocks, index)
-        path = Branch(self, node, limits, position, parent, label, lineage)
+        limit = parent.position_limit
+        if self.params.max_path_tokens is not None:
+            limit = min(limit, position + self.params.max_path_tokens)
+        path = Branch(self, node, limits, position, limit, parent=parent, label=label, lineage=lineage)
         self.branches.append(path)
         return path
 
@@ -179,36 +279,49 @@ class Request:
     def _end_of_text(self, branch: Branch, token: int, logprob: float) -> None:
         if branch.parent is not None:
             self._report(f"{branch.name} ended by end of text")
-            self._close(branch)
+            self._close(branch, "end_of_text")
             return
         self._append(branch, token, logprob)
         if branch.stage in ("conclusion", "end_conclusion"):
             self._report("the text ended in an open block")
         self._finish("stop")
 
-    def _close(self, path: Branch, logprob: float | None = None) -> None:
+    def _look_for_stop(self, branch: Branch) -> None:
+        found = self.stop_strings.find(branch)
+        if found is None:
+            return
+        if branch.parent is not None:
+            self._report(f"{branch.name} ended by a stop string")
+            self._close(branch, "stop")
+        else:
+            self.num_cut = found
+            self._finish("stop")
+
+    def _close(self, path: Branch, ended_by: str, logprob: float | None = None) -> None:
         """End a path, by its own `</Path>` or (logprob None) by force, and everything that is open in it first."""
         tags = self.markup.tags
         if path.stage == "forked":
-            self._close_all(path.paths)  # the last one joins
-            if path.stage == "forked":  # they were closed, but there was no room for the join
-                self._join(path)
+            self._close_all(path.paths, "parent")  # the last one joins
         self._abandon(path, "its path ended")
         if path.stage in ("conclusion", "end_conclusion"):
             self._report(f"a block at {path.name} was closed by force")
+            self.num_forced_closes += 1
             self._force(path, [tags.end_conclusion] if path.stage == "conclusion" else [])
             self._force(path, [tags.end_parallel])
             path.stage = "text"
+        if path.blank and not path.children:
+            self._report(f"{path.name} is empty")
+        self.num_forced_closes += logprob is None
         self._append(path, tags.end_path, logprob)
-        path.done = True
+        path.done, path.ended_by = True, ended_by
         path.parent.num_running -= 1
         if path.parent.num_running == 0:
             self._join(path.parent)
 
-    def _close_all(self, paths: Sequence[Branch]) -> None:
+    def _close_all(self, paths: Sequence[Branch], ended_by: str) -> None:
         for path in paths:
             if not path.done:
-                self._close(path)
+                self._close(path, ended_by)
 
     def _join(self, branch: Branch) -> None:
         """Let the branch see all of its paths, and go on from the furthest position any of them reached."""
@@ -217,7 +330,7 @@ class Request:
         nodes = [(path.node, *path.joined) for path in paths]
         branch.position = max(ends) + 1
         num_forced = 1 + len(separator) * (1 if self.isolated else len(paths))
-        if not self._has_room(branch, 1 + len(separator) * self.isolated, num_forced):
+        if not self._has_room_to_join(branch, 1 + len(separator) * self.isolated, num_forced):
             return
         joined = tuple(chain.from_iterable(nodes))
         if self.isolated:
@@ -239,36 +352,58 @@ class Request:
 
     # Budgets
 
-    def _has_room(self, branch: Branch, num_next: int, num_all: int) -> bool:
-        """Whether `num_next` tokens fit on the branch and `num_all` into the request, and one more each.
+    def _has_room_to_fork(self, branch: Branch, num_next: int, num_all: int) -> bool:
+        """Whether the openings, `num_next` tokens on each path and `num_all` in all, fit, and one more each.
 
-        Where they do not, the request finishes. One that is being finished has room: what closes its text is free.
+        Where they do not, the answer finishes; a path goes on sequentially for what is left of its budget.
         """
-        if self.finish_reason:
+        too_long = branch.position + num_next >= branch.position_limit
+        if self.num_tokens + num_all >= self.params.total_limit or (too_long and branch is self.root):
+            self._finish("length")
+        elif too_long:
+            self._abandon(branch, "no room for its paths within the length limit")
+        return not self.finish_reason and not too_long
+
+    def _has_room_to_join(self, branch: Branch, num_next: int, num_all: int) -> bool:
+        """Whether `num_next` more positions and `num_all` more tokens fit, and one more each; else the answer finishes.
+
+        Below the root a join is what closes a text, and that is free.
+        """
+        if self.finish_reason or branch is not self.root:
             return branch is not self.root
-        if self.num_tokens + num_all >= self.params.total_limit or branch.position + num_next >= self.position_limit:
+        if self.num_tokens + num_all >= self.params.total_limit or branch.position + num_next >= branch.position_limit:
             self._finish("length")
         return not self.finish_reason
 
     def _check_budget(self, branch: Branch) -> None:
+        """End what is over its budget: the request, or a path, and then the path around that one, if it joined."""
         if self.num_tokens >= self.params.total_limit:
             self._finish("length")
-        elif branch.needs_token and branch.position >= self.position_limit:
-            if branch.parent is None:
-                self._finish("length")
-            else:
-                self._report(f"{branch.name} ended by the length limit")
-                self._close(branch)
+            return
+        while branch.done:
+            branch = branch.parent
+        if not branch.needs_token or branch.position < branch.position_limit:
+            return
+        if branch.parent is None:
+            self._finish("length")
+        else:
+            self._report(f"{branch.name} ended by the length limit")
+            self._close(branch, "limit")
+            if not self.finish_reason:
+                self._check_budget(branch.parent)
 
     def _finish(self, reason: str) -> None:
         """End the request. Open paths are closed by force, in the order of the text."""
         self.finish_reason = reason
         if self.root.stage == "forked":
-            self._report("the length limit was reached in a block")
-            self._close_all(self.root.paths)
+            limited = "the length limit was reached" if reason == "length" else f"the answer was ended ({reason})"
+            self._report(f"{limited} in a block")
+            self._close_all(self.root.paths, "answer")
         self._abandon(self.root, "the answer ended")
+        if self.root.blank and not self.root.children and reason != "cancelled":
+            self._report("the answer is empty")
         self.root.done = True
-        self.seconds = time.perf_counter() - self.started
+        self.ended = time.perf_counter()
 
     @property
     def open_block_tags(self) -> list[int]:
@@ -281,12 +416,23 @@ class Request:
         """Assert what must hold between two steps. For tests."""
         assert self.num_tokens == sum(len(branch.tokens) for branch in self.branches)
         assert [branch.node for branch in self.branches] == list(range(len(self.branches)))
-        assert sum(1 for _ in self.root.in_text_order()) == self.num_tokens
         for branch in self.branches:
-            assert len(branch.tokens) == len(branch.positions) == len(branch.logprobs)
-            assert branch.next_index == len(branch.tokens) + (len(self.prompt) if branch is self.root else 0)
+            assert len(branch.tokens) == len(branch.positions) == len(branch.logprobs) == len(branch.passes)
+            assert (branch.num_pending > 0) == (branch in self.unfed) and branch.num_pending >= 0
             assert branch.num_running == sum(not path.done for path in branch.paths)
             assert (branch.stage == "forked") == any(not path.done for path in branch.paths) or self.finish_reason
             assert branch.parent is None or branch.parent.stage == "forked" or branch.done
         if not self.finish_reason:
             assert any(branch.needs_token for branch in self.branches), "nothing can go on"
+
+
+def _first(runs, count: int) -> list[tuple[Branch, int, int]]:
+    """The first `count` tokens of runs (branch, start, end)."""
+    taken = []
+    for branch, start, end in runs:
+        end = min(end, start + count)
+        taken.append((branch, start, end))
+        count -= end - start
+        if not count:
+            break
+    return taken
