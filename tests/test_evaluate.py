@@ -104,3 +104,20 @@ def test_prepare_refuses_an_empty_count(tmp_path, capsys):
     assert main(["prepare", "synthetic", str(tmp_path / "x.jsonl"), "--count", "0"]) == 2
     assert "expected at least 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_differs_from_training_measures_nothing(checkpoint, tmp_path, capsys, monkeypatch):
+    from mvtrain.engine import row_cache
+
+    problems_file = tmp_path / "problems.jsonl"
+    problems_file.write_text('{"question": "q", "answer": "1"}\n')
+    command = ["evaluate", checkpoint, "--problems", str(problems_file), "--max-tokens", "3", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verified"] == "float32" and 0 < report["max_difference_to_training"] < 1e-3
+    mask = row_cache.RowCache._mask
+    monkeypatch.setattr(row_cache.RowCache, "_mask", lambda *args: mask(*args).zero_())
+    assert main(command) == 2
+    assert "engine and training differ" in capsys.readouterr().err
+    assert main([*command, "--no-verify"]) == 0
+    assert "verified" not in json.loads(capsys.readouterr().out)

@@ -98,6 +98,13 @@ class Engine:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES.get(dtype, dtype) or "auto").to(device)
         return cls(model, tokenizer, scheme or manifest["scheme"], max_batch, cache_tokens)
 
+    @staticmethod
+    def bytes_per_token(model: Any) -> int:
+        """What one token takes in the KV cache: a key and a value in every layer."""
+        config = model.config
+        width = config.num_key_value_heads * _head_dim(config)
+        return 2 * config.num_hidden_layers * width * model.dtype.itemsize
+
     # All at once
 
     def generate(
@@ -236,11 +243,13 @@ class Engine:
 
 def _make_cache(model: Any, cache_tokens: int | None) -> Any:
     config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = (config.num_attention_heads, config.num_key_value_heads)
-    bytes_per_token = 2 * config.num_hidden_layers * heads[1] * head_dim * model.dtype.itemsize
-    pages = num_pages(cache_tokens, bytes_per_token, PAGE_SIZE, model.device)
-    return RowCache(config.num_hidden_layers, heads, head_dim, model.dtype, pages)
+    pages = num_pages(cache_tokens, Engine.bytes_per_token(model), PAGE_SIZE, model.device)
+    return RowCache(config.num_hidden_layers, heads, _head_dim(config), model.dtype, pages)
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _eos_ids(model: Any) -> tuple[int, ...]:

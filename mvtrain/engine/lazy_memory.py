@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -23,6 +25,16 @@ class LazyTensor:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page is taken whole
         self.tensor = torch.frombuffer(self._memory, dtype=dtype, count=prod(shape)).view(*shape)
+
+    def resident_bytes(self) -> int:
+        """Memory that is taken; all of it where the system does not tell."""
+        pagemap = Path("/proc/self/pagemap")
+        if not pagemap.exists():
+            return self.num_bytes
+        first, count = self.tensor.data_ptr() // mmap.PAGESIZE, -(-self.num_bytes // mmap.PAGESIZE)
+        with pagemap.open("rb", buffering=0) as entries:  # 8 bytes a page, the highest bit says whether it is there
+            entries.seek(8 * first)
+            return int((np.frombuffer(entries.read(8 * count), dtype=np.uint64) >> 63).sum()) * mmap.PAGESIZE
 
     def forget(self, row: int) -> None:
         """Set tensor[row] to zero, and give its memory back where the system can."""

@@ -79,6 +79,10 @@ class RowCache:
     def bytes_per_token(self) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
+    def resident_bytes(self) -> int:
+        """Memory that keys and values hold at present."""
+        return sum(memory.resident_bytes() for memory in self._memory)
+
     def release(self, row: int) -> None:
         """Forget what the row holds. What it held must go: a stale infinity would spoil 0 * value."""
         self.pages.close(row)

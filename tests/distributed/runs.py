@@ -98,6 +98,11 @@ def run_pair(module: str, *arguments: str) -> None:
 
 def launch_sft(recipe: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_accelerators 2 launch/sft.py RECIPE flags`."""
+    return launch("sft.py", str(recipe), *flags)
+
+
+def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_accelerators 2 launch/SCRIPT arguments`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -105,7 +110,7 @@ def launch_sft(recipe: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
-        [*command, str(ROOT / "launch" / "sft.py"), str(recipe), *flags],
+        [*command, str(ROOT / "launch" / script), *arguments],
         env=environment,
         cwd=ROOT,
         capture_output=True,

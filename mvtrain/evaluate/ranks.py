@@ -1,0 +1,72 @@
+"""The ranks of an evaluation: each has an engine of its own and answers its share of the problems."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+PATIENCE = timedelta(days=7)
+"""How long a rank that is through waits for the others: as long as an evaluation may take."""
+
+
+@dataclass(frozen=True)
+class EvaluationRanks:
+    """This process among those that a launcher (deepspeed, torchrun, srun) started; alone where none did."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> EvaluationRanks:
+        """Connect to the others through gloo, if a launcher has set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = cls(int(os.environ.get("RANK", "0")), world_size, int(os.environ.get("LOCAL_RANK", "0")))
+        if world_size > 1:
+            if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+                local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+                torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+            dist.init_process_group("gloo", timeout=PATIENCE)
+        return ranks
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> str:
+        """A GPU for each rank of a machine, where there are any."""
+        if not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """What this rank works on: every n-th, so that hard problems that stand beside each other are spread."""
+        return list(items[self.rank :: self.world_size])
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks, by rank; None but on the first."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, values)
+        return values
+
+    def merge(self, shares: Sequence[Sequence[Item]]) -> list[Item]:
+        """Undo `share`: what all ranks made of their items, in the order of all items."""
+        merged: list[Any] = [None] * sum(map(len, shares))
+        for rank, share in enumerate(shares):
+            merged[rank :: self.world_size] = share
+        return merged
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()

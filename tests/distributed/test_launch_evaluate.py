@@ -1,0 +1,58 @@
+"""`deepspeed launch/evaluate.py`: two real processes find what one finds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mvtrain.cli import main
+from mvtrain.evaluate.ranks import EvaluationRanks
+from tests.distributed.runs import launch
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytest.importorskip("deepspeed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model("qwen2").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    file = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    rows = [{"id": f"p{k}", "question": "why" + "?" * k, "answer": str(k)} for k in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_two_ranks_report_what_one_reports(checkpoint, problems, tmp_path, capsys):
+    flags = ["--problems", problems, "--max-tokens", "8", "--temperature", "1", "--dtype", "fp32", "--json"]
+    run = launch("evaluate.py", checkpoint, *flags, "--samples", str(tmp_path / "two.jsonl"))
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    two = json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
+    assert main(["evaluate", checkpoint, *flags, "--samples", str(tmp_path / "one.jsonl")]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert (two["ranks"], one["ranks"]) == (2, 1) and two["num_problems"] == one["num_problems"] == 5
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text()
+    different = {"ranks", "seconds_per_problem"}
+    assert {k: v for k, v in two.items() if k not in different} == {k: v for k, v in one.items() if k not in different}
+
+
+def test_a_mistake_ends_both_ranks_without_a_traceback(checkpoint):
+    run = launch("evaluate.py", checkpoint, "--problems", "no/such/file")
+    assert run.returncode != 0 and "No such file" in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(("world_size", "count"), [(1, 5), (2, 5), (3, 2), (4, 8)])
+def test_shares_are_disjoint_complete_and_put_back_in_order(world_size, count):
+    ranks = [EvaluationRanks(rank, world_size) for rank in range(world_size)]
+    items = list(range(count))
+    shares = [rank.share(items) for rank in ranks]
+    assert ranks[0].merge(shares) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
