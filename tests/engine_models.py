@@ -107,7 +107,7 @@ class HollowModel(nn.Module):
         num_tokens = input_ids.shape[1]
         q_HND, k_NKD = torch.ones(2, num_tokens, 8), torch.ones(num_tokens, 1, 8)
         seen_NHD = forward_pass.attend(0, q_HND, k_NKD, k_NKD, None)
-        assert torch.allclose(seen_NHD, torch.ones_like(seen_NHD)), "attention saw a slot that holds nothing"
+        assert torch.allclose(seen_NHD, torch.ones_like(seen_NHD), atol=1e-4), "attention saw a slot that holds nothing"
         return SimpleNamespace(logits=torch.zeros(1, len(logits_to_keep), len(TOKENIZER)))
 
 
@@ -131,10 +131,7 @@ def checked(engine: Engine, every: int = 1) -> Engine:
 
 def check_slots(cache, request) -> None:
     """Every token that went through the model has a slot, and no other has."""
-    used = cache.pages.used(request.row)
-    if not used:
-        return
-    index, node = cache.index_RS[request.row, :used], cache.node_RS[request.row, :used]
+    node, index = cache.slots_of(request.row)
     first = len(request.prefix.tokens) if request.prefix is not None else 0
     for branch in request.branches:
         wanted = range(first if branch is request.root else 0, branch.num_fed)

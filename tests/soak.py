@@ -26,13 +26,19 @@ SLACK_MIB = 48
 
 
 def soak(
-    num_streams: int, model: str = "hollow", scheme: str = "isolated", seed: int = 0, every: int = 1, report=None
+    num_streams: int,
+    model: str = "hollow",
+    scheme: str = "isolated",
+    seed: int = 0,
+    every: int = 1,
+    report=None,
+    paged: bool = False,
 ) -> Counter:
     """Feed random requests into one engine, cancel one in twenty at a random time, and count what comes out."""
     rng = random.Random(seed)
     subject = Engine(
         HollowModel() if model == "hollow" else tiny_model(), TOKENIZER, scheme, max_batch=24, cache_tokens=1536,
-        sampler=Noise(len(TOKENIZER)),
+        sampler=Noise(len(TOKENIZER)), paged=paged,
     )  # fmt: skip
     checked(subject, every)
     counts: Counter = Counter()

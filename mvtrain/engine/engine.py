@@ -12,6 +12,7 @@ from mvtrain.engine.completion import Completion, complete
 from mvtrain.engine.events import Event, Watcher
 from mvtrain.engine.markup import Markup
 from mvtrain.engine.memory import num_pages
+from mvtrain.engine.paged_cache import PagedCache
 from mvtrain.engine.pages import PAGE_SIZE
 from mvtrain.engine.prefix import Prefix
 from mvtrain.engine.request import Request
@@ -39,6 +40,8 @@ class Engine:
         scheme: positions and visibility the model was trained with.
         max_batch: requests that run at a time; the others wait.
         cache_tokens: tokens that the KV cache has room for; by default as many as half of the free memory holds.
+        paged: keep the KV cache in pages, and attend with a kernel of its own; by default on a GPU.
+        graphs: replay captured CUDA graphs while paths decode; by default on a GPU.
         sampler: chooses tokens; for tests.
 
     Raises:
@@ -52,6 +55,8 @@ class Engine:
         scheme: Scheme = "isolated",
         max_batch: int = 32,
         cache_tokens: int | None = None,
+        paged: bool | None = None,
+        graphs: bool | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         if scheme not in SCHEMES:
@@ -64,8 +69,9 @@ class Engine:
         self.scheme: Scheme = scheme
         self.markup = Markup(tokenizer, _eos_ids(model))
         self.sampler = sampler or Sampler(self.markup.num_tokens)
-        self.cache = _make_cache(model, cache_tokens)
-        self.runner = Runner(model, self.cache)
+        on_gpu = model.device.type == "cuda"
+        self.cache = _make_cache(model, cache_tokens, on_gpu if paged is None else paged)
+        self.runner = Runner(model, self.cache, on_gpu if graphs is None else graphs)
         self.scheduler = Scheduler(self.cache, max_batch)
         self.num_passes = 0
 
@@ -241,11 +247,12 @@ class Engine:
             )
 
 
-def _make_cache(model: Any, cache_tokens: int | None) -> Any:
+def _make_cache(model: Any, cache_tokens: int | None, paged: bool) -> Any:
     config = model.config
     heads = (config.num_attention_heads, config.num_key_value_heads)
     pages = num_pages(cache_tokens, Engine.bytes_per_token(model), PAGE_SIZE, model.device)
-    return RowCache(config.num_hidden_layers, heads, _head_dim(config), model.dtype, pages)
+    shape = (config.num_hidden_layers, heads, _head_dim(config), model.dtype, pages)
+    return PagedCache(*shape, model.device) if paged else RowCache(*shape)
 
 
 def _head_dim(config: Any) -> int:

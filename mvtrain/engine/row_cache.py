@@ -113,6 +113,11 @@ class RowCache:
             assert (self.index_RS[row, used:] == EMPTY).all(), f"row {row} was not released"
             assert (self.index_RS[row, :used] != EMPTY).all()
 
+    def slots_of(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(nodes, indices) of the row's slots in use. For tests."""
+        used = self.pages.used(row)
+        return (self.node_RS[row, :used], self.index_RS[row, :used]) if used else (torch.empty(0), torch.empty(0))
+
     def _prefix_runs(self, row_N: np.ndarray) -> list[PrefixRun]:
         prefixes = {int(row): self.pages.prefix_of(int(row)) for row in np.unique(row_N)}
         runs = []

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
+from mvtrain.engine.graphs import DecodingGraphs
 from mvtrain.engine.passes import Piece
 
 NAME = "multiverse_engine"
@@ -38,12 +39,17 @@ def engine_attention(
 
 
 class Runner:
-    """A model and its cache."""
+    """A model and its cache.
 
-    def __init__(self, model: Any, cache: Any) -> None:
+    Args:
+        graphs: replay captured graphs where they fit; the cache has to be paged.
+    """
+
+    def __init__(self, model: Any, cache: Any, graphs: bool = False) -> None:
         AttentionInterface.register(NAME, engine_attention)
         self.model = model
         self.cache = cache
+        self.graphs = DecodingGraphs(self._forward, cache) if graphs else None
 
     @contextmanager
     def engine_attention(self) -> Iterator[None]:
@@ -65,13 +71,21 @@ class Runner:
         keep = torch.from_numpy(ends[[piece.samples is not None for piece in pieces]] - 1)
         tokens_N = torch.tensor([token for piece in pieces for token in piece.tokens])
         positions_N = torch.tensor([position for piece in pieces for position in piece.positions])
-        forward_pass = self.cache.prepare(pieces)
         device = self.model.device
+        inputs = (tokens_N.to(device), positions_N.to(device), keep.to(device))
+        forward_pass = self.cache.prepare(pieces)
+        if self.graphs is not None and self.graphs.fit(forward_pass):
+            return self.graphs.run(*inputs, forward_pass)
+        return self._forward(*inputs, forward_pass)
+
+    def _forward(
+        self, tokens_N: torch.Tensor, positions_N: torch.Tensor, keep: torch.Tensor, forward_pass: Any
+    ) -> torch.Tensor:
         output = self.model(
-            input_ids=tokens_N[None].to(device),
-            position_ids=positions_N[None].to(device),
+            input_ids=tokens_N[None],
+            position_ids=positions_N[None],
             use_cache=False,
-            logits_to_keep=keep.to(device),
+            logits_to_keep=keep,
             forward_pass=forward_pass,
         )
         return output.logits[0]
