@@ -39,6 +39,10 @@ from tests.tiny import tiny_tags, tiny_tokenizer
 
 TOKENIZER, TAGS = tiny_tokenizer(), tiny_tags()
 MODELS = {
+    "tiny": LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, max_position_embeddings=8192,
+    ),
     "smollm2-135m": LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49216, tie_word_embeddings=True, max_position_embeddings=32768,
@@ -53,20 +57,25 @@ MODELS = {
     ),
 }  # fmt: skip
 PROMPT = 64
+MEMORY = ((1, 4096), (8, 1000), (32, 300))
+"""(requests, tokens of each) that memory is measured for."""
 
 
 class Forced(Sampler):
     """Looks at the logits like any sampler, and then writes P paths of equal length, or no path and no end."""
 
-    def __init__(self, num_paths: int, num_tokens: int) -> None:
-        super().__init__(len(TOKENIZER))
+    def __init__(self, vocab_size: int, num_paths: int, num_tokens: int) -> None:
+        super().__init__(vocab_size)
         outline = [TAGS.outline, TAGS.end_outline]
         opening = [TAGS.parallel, TAGS.goal, *outline * num_paths, TAGS.end_goal]
         self.root = [*opening, TAGS.end_conclusion, TAGS.end_parallel, TOKENIZER.eos_token_id] if num_paths else []
         self.path_length = num_tokens // max(1, num_paths)
 
     def choose(self, logits_NV, branches):
-        return [(self._token(branch), choice[1]) for branch, choice in zip(branches, super().choose(logits_NV, branches))]
+        return [
+            (self._token(branch), choice[1])
+            for branch, choice in zip(branches, super().choose(logits_NV, branches), strict=True)
+        ]
 
     def _token(self, branch) -> int:
         k = branch.num_sampled
@@ -91,27 +100,30 @@ def main() -> None:
 
 # (a) one step
 
+
 def measure_step(model, options) -> tuple[str, list[dict]]:
-    rows = []
-    for batch in options.batches:
-        engine = new_engine(model, batch, 0)
-        prompts = [[k % 200 for k in range(options.context)] for _ in range(batch)]
-        for prompt in prompts:
-            engine.add(prompt, SamplingParams(max_tokens=10_000, parallel=False))
-        cache, ids, positions = _stock_state(model, options.context, batch)
-        bare, ours = [], []
-        with engine.runner.engine_attention():
-            while any(request.in_prefill for request in engine.scheduler.running) or engine.scheduler.waiting:
-                engine.step()
-        for _ in range(options.turns):
-            bare.append(seconds(lambda: _stock_step(model, cache, ids, positions), model.device)[0])
-            with engine.runner.engine_attention():
-                ours.append(seconds(engine.step, model.device)[0])
-        ours_ms, bare_ms = 1e3 * statistics.median(ours), 1e3 * statistics.median(bare)
-        rows.append({"batch": batch, "context": options.context, "engine ms": ours_ms, "bare forward ms": bare_ms,
-                     "engine / bare": ours_ms / bare_ms})  # fmt: skip
-        del engine, cache
+    rows = [_compare_steps(model, options, batch) for batch in options.batches]
     return "One decoding step over the model's own forward", rows
+
+
+def _compare_steps(model, options, batch: int) -> dict:
+    engine = new_engine(model, batch, 0)
+    for _ in range(batch):
+        prompt = [k % 200 for k in range(options.context)]
+        engine.add(prompt, SamplingParams(max_tokens=10_000, parallel=False))
+    with engine.runner.engine_attention():
+        while engine.scheduler.waiting or any(request.num_tokens == 0 for request in engine.scheduler.running):
+            engine.step()
+    stock = _stock_state(model, options.context, batch)
+    bare, ours = [], []
+    for _ in range(options.turns):
+        bare.append(seconds(lambda: _stock_step(model, *stock), model.device)[0])
+        with engine.runner.engine_attention():
+            ours.append(seconds(engine.step, model.device)[0])
+    ours_ms, bare_ms = 1e3 * statistics.median(ours), 1e3 * statistics.median(bare)
+    ratio = ours_ms / bare_ms
+    return {"batch": batch, "context": options.context, "engine ms": ours_ms, "bare forward ms": bare_ms,
+            "engine / bare": ratio}  # fmt: skip
 
 
 def _stock_state(model, context: int, batch: int):
@@ -125,36 +137,42 @@ def _stock_state(model, context: int, batch: int):
 
 @torch.no_grad()
 def _stock_step(model, cache, ids, positions) -> None:
-    model(input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True).logits[:, -1].argmax(-1).tolist()
+    model(input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True).logits[:, -1].argmax(
+        -1
+    ).tolist()
     cache.crop(-1)
 
 
 # (b) sequential decoding
 
+
 def measure_sequential(model, options) -> tuple[str, list[dict]]:
-    rows = []
-    for batch in [batch for batch in options.batches if batch <= 16]:
-        prompts = [[(k + i) % 200 for k in range(PROMPT)] for i in range(batch)]
-        engine = new_engine(model, batch, 0)
-        params = SamplingParams(max_tokens=options.tokens, parallel=False)
-        ids = torch.tensor(prompts, device=model.device)
-
-        def stock(ids=ids):
-            return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None,
-                                  max_new_tokens=options.tokens, pad_token_id=0)  # fmt: skip
-
-        ours, theirs = [], []
-        for _ in range(max(2, options.turns // 4)):
-            ours.append(seconds(lambda: engine.generate(prompts, params), model.device)[0])
-            theirs.append(seconds(stock, model.device)[0])
-        rate = batch * options.tokens
-        ours_s, theirs_s = statistics.median(ours), statistics.median(theirs)
-        rows.append({"batch": batch, "tokens": options.tokens, "engine tokens/s": rate / ours_s,
-                     "transformers tokens/s": rate / theirs_s, "engine / transformers": theirs_s / ours_s})  # fmt: skip
+    rows = [_compare_generation(model, options, batch) for batch in options.batches if batch <= 16]
     return "Sequential decoding against transformers' generate", rows
 
 
+def _compare_generation(model, options, batch: int) -> dict:
+    prompts = [[(k + i) % 200 for k in range(PROMPT)] for i in range(batch)]
+    engine, ids = new_engine(model, batch, 0), torch.tensor(prompts, device=model.device)
+    params = SamplingParams(max_tokens=options.tokens, parallel=False)
+    ours, theirs = [], []
+    for _ in range(max(2, options.turns // 4)):
+        ours.append(seconds(lambda: engine.generate(prompts, params), model.device)[0])
+        theirs.append(seconds(lambda: _stock_generate(model, ids, options.tokens), model.device)[0])
+    ours_s, theirs_s = statistics.median(ours), statistics.median(theirs)
+    return {"batch": batch, "tokens": options.tokens, "engine tokens/s": batch * options.tokens / ours_s,
+            "transformers tokens/s": batch * options.tokens / theirs_s, "engine / transformers": theirs_s / ours_s}  # fmt: skip
+
+
+def _stock_generate(model, ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    return model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None, max_new_tokens=num_tokens,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
 # (c) what paths gain
+
 
 def measure_parallel(model, options) -> tuple[str, list[dict]]:
     rows = []
@@ -216,7 +234,9 @@ def _matmul_seconds(model, num_rows: int) -> float:
     key = (id(model), num_rows)
     if key not in _matmuls:
         layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        inputs = {w: torch.randn(num_rows, w, device=model.device, dtype=model.dtype) for w in {m.in_features for m in layers}}
+        inputs = {
+            w: torch.randn(num_rows, w, device=model.device, dtype=model.dtype) for w in {m.in_features for m in layers}
+        }
         run = lambda: [module(inputs[module.in_features]) for module in layers]  # noqa: E731
         run()
         _matmuls[key] = statistics.median(seconds(run, model.device)[0] for _ in range(7))
@@ -252,9 +272,10 @@ def draw(rows: list[dict], options, device: torch.device, file: Path) -> None:
 
 # (d) memory
 
+
 def measure_memory(model, options) -> tuple[str, list[dict]]:
     rows = []
-    for batch, length in ((1, 4096), (8, 1000), (32, 300)):
+    for batch, length in options.memory:
         gc.collect()
         engine = new_engine(model, batch, 0)
         for _ in range(batch):
@@ -265,16 +286,12 @@ def measure_memory(model, options) -> tuple[str, list[dict]]:
                 engine.step()
         pages = engine.cache.pages
         num_tokens = sum(pages.used(row) for row in pages.rows)
-        measured = _cache_bytes(engine) / num_tokens
+        measured = engine.cache.resident_bytes() / num_tokens
         rows.append({"requests": batch, "tokens of each": length, "bytes / token": measured,
                      "theoretical": engine.cache.bytes_per_token,
                      "measured / theoretical": measured / engine.cache.bytes_per_token,
                      "process grew by MiB": _held_mib(model.device) - before})  # fmt: skip
     return "Memory of the KV cache for each token in it", rows
-
-
-def _cache_bytes(engine) -> int:
-    return engine.cache.resident_bytes()
 
 
 def _held_mib(device: torch.device) -> float:
@@ -290,7 +307,7 @@ PARTS = {
 
 
 def new_engine(model, batch: int, num_paths: int, num_tokens: int = 0) -> Engine:
-    engine = Engine(model, TOKENIZER, max_batch=batch, sampler=Forced(num_paths, num_tokens))
+    engine = Engine(model, TOKENIZER, max_batch=batch, sampler=Forced(model.config.vocab_size, num_paths, num_tokens))
     if not num_paths:
         engine.markup.eos_ids = set()
     return engine
@@ -318,7 +335,9 @@ def _options() -> argparse.Namespace:
     add("--context", type=int, default=256, help="tokens in the cache of each request, for step")
     add("--tokens", type=int, default=512 if on_gpu else 256, help="tokens that each request writes")
     add("--turns", type=int, default=15)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.memory = MEMORY
+    return options
 
 
 if __name__ == "__main__":

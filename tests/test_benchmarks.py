@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 
-from benchmarks import attention, collation, measure, train_step
+from benchmarks import attention, collation, engine, measure, train_step
 from benchmarks.layouts import SHAPES, synthetic, without_blocks
 
 CPU = torch.device("cpu")
+ENGINE = ["--model", "tiny", "--batches", "1", "3", "--parallel-batches", "1", "2", "--paths", "1", "3", "--turns", "2"]
+ENGINE += ["--context", "40", "--tokens", "30", "--dtype", "float32"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -39,10 +41,16 @@ def test_all_forms_but_the_causal_ones_compute_the_same():
     [
         (attention, ["--lengths", "600", "--shapes", "flat", "--heads", "2,1,8", "--turns", "1"], 6),
         (collation, ["--lengths", "600", "--turns", "1"], 3),
+        (engine, [*ENGINE, "--parts", "step"], 2),
+        (engine, [*ENGINE, "--parts", "sequential"], 2),
+        (engine, [*ENGINE, "--parts", "parallel"], 4),
+        (engine, [*ENGINE, "--parts", "memory"], 3),
     ],
 )
 def test_one_command_writes_a_table(module, arguments, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(engine, "RESULTS", tmp_path)
+    monkeypatch.setattr(engine, "MEMORY", ((1, 100), (2, 70), (3, 30)))
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     threads = torch.get_num_threads()
     module.main()
@@ -73,3 +81,13 @@ def test_peak_memory_counts_what_was_freed():
             x = x * 2
 
     assert measure.peak_mib(action, CPU) == pytest.approx(128, abs=0.1)
+
+
+def test_both_forms_of_the_engine_write_the_same_number_of_tokens(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *ENGINE])
+    options = engine._options()
+    model = engine.make_model(options, CPU)
+    sequential, parallel = engine._generate(model, 2, 0, 240), engine._generate(model, 2, 4, 240)
+    assert sequential.num_tokens == 2 * 240 - 2 and sequential.parallelism == 1
+    assert abs(parallel.num_tokens - sequential.num_tokens) < 2 * 60, "and a few tags"
+    assert 2.5 < parallel.parallelism < 4 and parallel.critical_path < 110
