@@ -160,8 +160,9 @@ def _compare_generation(model, options, batch: int) -> dict:
         ours.append(seconds(lambda: engine.generate(prompts, params), model.device)[0])
         theirs.append(seconds(lambda: _stock_generate(model, ids, options.tokens), model.device)[0])
     ours_s, theirs_s = statistics.median(ours), statistics.median(theirs)
-    return {"batch": batch, "tokens": options.tokens, "engine tokens/s": batch * options.tokens / ours_s,
-            "transformers tokens/s": batch * options.tokens / theirs_s, "engine / transformers": theirs_s / ours_s}  # fmt: skip
+    num_tokens = batch * options.tokens
+    return {"batch": batch, "tokens": options.tokens, "engine tokens/s": num_tokens / ours_s,
+            "transformers tokens/s": num_tokens / theirs_s, "engine / transformers": theirs_s / ours_s}  # fmt: skip
 
 
 def _stock_generate(model, ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
