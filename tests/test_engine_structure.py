@@ -253,3 +253,24 @@ def test_random_tokens_never_raise_and_stay_exact(scheme):
         comparison = compare(engine, request, records)
         assert comparison.ok, (comparison, request.params)
     assert len(compared) > 20
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_gives_no_numbers_ends_its_answers_and_no_others(temperature):
+    model = tiny_model()
+    engine = Engine(model, TOKENIZER)
+    run = engine.runner.run
+
+    def spoiled(pieces):
+        logits_NV = run(pieces)
+        for row, piece in enumerate(p for p in pieces if p.samples is not None):
+            if piece.samples.request.params.seed == 1 and len(piece.samples.tokens) == 3:
+                logits_NV[row] = float("nan")
+        return logits_NV
+
+    engine.runner.run = spoiled
+    params = [SamplingParams(max_tokens=9, seed=s, temperature=temperature, top_p=0.9, top_k=3) for s in range(3)]
+    good, bad, other = engine.generate([[1], [1], [1]], params)
+    assert bad.finish_reason == "error" and bad.num_generated == 3
+    assert "the model's output at the top level is not a number" in bad.problems
+    assert good.num_generated == other.num_generated == 9

@@ -148,7 +148,7 @@ class Engine:
         requests = self._requests(prompts, params)
         watchers = {request: Watcher(request, index) for index, request in enumerate(requests)}
         for finished in self._run(requests):
-            for request in list(watchers):
+            for request in [r for r in watchers if r.row is not None or r in finished]:
                 yield from watchers[request].events(finished.get(request))
                 if request in finished:
                     del watchers[request]

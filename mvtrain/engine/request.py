@@ -6,6 +6,7 @@ place are tokens like all others, and `problems` says so.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from itertools import chain
@@ -146,6 +147,10 @@ class Request:
         """Take a sampled token. The branch may fork, end or join with its siblings, and the request may finish."""
         if self.finish_reason:
             return  # a sibling used the budget up in this very step
+        if math.isnan(logprob):
+            self._report(f"the model's output at {branch.name} is not a number")
+            self._finish("error")
+            return
         self.first_token = self.first_token or time.perf_counter()
         if top_logprobs:
             branch.top_logprobs[len(branch.tokens)] = top_logprobs
@@ -282,7 +287,10 @@ class Request:
             self._close(branch, "end_of_text")
             return
         self._append(branch, token, logprob)
-        if branch.stage in ("conclusion", "end_conclusion"):
+        self._end_answer()
+
+    def _end_answer(self) -> None:
+        if self.root.stage in ("conclusion", "end_conclusion"):
             self._report("the text ended in an open block")
         self._finish("stop")
 
@@ -295,7 +303,7 @@ class Request:
             self._close(branch, "stop")
         else:
             self.num_cut = found
-            self._finish("stop")
+            self._end_answer()
 
     def _close(self, path: Branch, ended_by: str, logprob: float | None = None) -> None:
         """End a path, by its own `</Path>` or (logprob None) by force, and everything that is open in it first."""

@@ -177,4 +177,5 @@ def _sample(scores_NV: torch.Tensor, params: Sequence[SamplingParams], noise_N: 
     chosen_N1 = torch.searchsorted(cumulative_NV, target_N1, right=True)
     # Rounding may put the target on the very end; the last token with a probability is then the right one.
     last_N1 = torch.searchsorted(cumulative_NV, cumulative_NV[:, -1:].contiguous())
-    return torch.minimum(chosen_N1, last_N1)[:, 0]
+    chosen_N = torch.minimum(chosen_N1, last_N1)[:, 0]
+    return chosen_N.clamp(max=scores_NV.shape[1] - 1)  # past the end where scores are no numbers; the request ends then
