@@ -38,8 +38,8 @@ class Completion:
     logprobs: list[float | None]
     """Of each token under the model at temperature 1; None where the engine forced the token."""
     finish_reason: str
-    """"stop" (end of text, a stop token or a stop string), "length", "cancelled", or "error": the model's output was not
-    a number."""
+    """"stop" (end of text, a stop token or a stop string), "length", "cancelled", or "error": the model's output
+    was not a number."""
     trace: Trace | None
     """The parsed text, or None where it is not well formed."""
     problems: list[str]

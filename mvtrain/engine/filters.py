@@ -58,7 +58,8 @@ def _thresholds(sorted_NC: torch.Tensor, scores_NV: torch.Tensor, params: Sequen
     before_NC[:, 1:] = (sorted_NC - total_N1).exp().cumsum(-1)[:, :-1]
     top_p_N1 = torch.tensor([[p.top_p] for p in params], dtype=sorted_NC.dtype, device=sorted_NC.device)
     inside_NC = (before_NC < top_p_N1) & (sorted_NC >= least_N1)
-    nucleus_N = sorted_NC.gather(1, inside_NC.sum(-1, keepdim=True) - 1)[:, 0]
+    last_N1 = (inside_NC.sum(-1, keepdim=True) - 1).clamp(min=0)  # below where scores are no numbers
+    nucleus_N = sorted_NC.gather(1, last_N1)[:, 0]
     no_nucleus_N = top_p_N1[:, 0] == 1
     return torch.where(no_nucleus_N, least_N1[:, 0], nucleus_N)
 
