@@ -14,6 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from mvtrain.engine.float64 import float64_norms
 from mvtrain.layout import TAGS, TagIds
 
 CHATML = (
@@ -78,4 +79,6 @@ def tiny_model(
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(8)
+    if dtype == torch.float64:
+        float64_norms(model).__enter__()  # to stay: see there
     return model

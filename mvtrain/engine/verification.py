@@ -6,7 +6,7 @@ Shape suffixes: T tokens of prompt and answer, N tokens that were sampled, V voc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from mvtrain.attention import register
 from mvtrain.engine.branches import Branch
 from mvtrain.engine.completion import complete
 from mvtrain.engine.engine import Engine
+from mvtrain.engine.float64 import float64_norms
 from mvtrain.engine.request import Request
 from mvtrain.engine.sampling import Sampler, SamplingParams, at_least_float32
 from mvtrain.engine.script import ScriptedSampler, write_script
@@ -116,12 +117,14 @@ def _verify(
 ) -> Comparison:
     recorder = RecordingSampler(sampler)
     before, engine.sampler = engine.sampler, recorder
-    try:
-        engine.generate([prompt], params)
-    finally:
-        engine.sampler = before
-    ((request, records),) = recorder.records.items()
-    return compare(engine, request, records, name, scripted)
+    exact = engine.model.dtype == torch.float64
+    with float64_norms(engine.model) if exact else nullcontext():
+        try:
+            engine.generate([prompt], params)
+        finally:
+            engine.sampler = before
+        ((request, records),) = recorder.records.items()
+        return compare(engine, request, records, name, scripted)
 
 
 def compare(
