@@ -43,15 +43,23 @@ def test_the_first_kernel_that_works_is_taken_and_the_others_faults_are_said_onc
     assert "wrong: its dq is wrong by" in message and "levels" in message
 
 
-def test_a_kernel_that_raises_is_passed_over_with_its_words(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, OSError, LookupError])
+def test_a_kernel_that_raises_is_passed_over_with_its_words(monkeypatch, kind):
     import tests.kernels_wrong as wrong
 
     def forward(*args):
-        raise RuntimeError("no kernel image is available\nand more")
+        raise kind("no kernel image is available\nand more")
 
     monkeypatch.setattr(wrong, "forward", forward)
     use_kernels(monkeypatch, wrong="tests.kernels_wrong")
-    assert kernels.choose(FLOAT) == (None, "wrong: RuntimeError: no kernel image is available")
+    assert kernels.choose(FLOAT) == (None, f"wrong: {kind.__name__}: no kernel image is available")
+
+
+def test_mixed_dtypes_are_refused():
+    layout = Layout.from_ids([1] * 10, TAG)
+    q, k = torch.randn(10, 4, 16), torch.randn(10, 2, 16)
+    with pytest.raises(ValueError, match=r"one dtype and device; got torch\.float32 .*, torch\.bfloat16 on cpu"):
+        attend(q, k, k.bfloat16(), layout)
 
 
 def test_without_a_kernel_short_sequences_take_the_reference_and_long_ones_are_refused(monkeypatch, caplog):

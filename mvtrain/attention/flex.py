@@ -26,6 +26,8 @@ def unsupported(tensors: TensorKind) -> str | None:
         return "FlexAttention has a backward pass on CUDA only"
     if tensors.dtype == torch.float64:
         return "FlexAttention takes float32, bfloat16 and float16, not torch.float64"
+    if tensors.width < 16:
+        return f"FlexAttention takes head widths from 16 on, not {tensors.width}"
     return None
 
 

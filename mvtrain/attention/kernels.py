@@ -96,7 +96,7 @@ def _probe(name: str, tensors: TensorKind) -> str | None:
             return problem or _compare(kernel, q, k, v, dout, layout)
     except ImportError as error:
         return f"not installed ({error})"
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # compilers and drivers raise what they like; the next kernel may work
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 

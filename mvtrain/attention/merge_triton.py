@@ -16,12 +16,13 @@ def merge_on_gpu_(out_QHD: torch.Tensor, lse_HQ: torch.Tensor, part_QHD: torch.T
     """Join a part into `out` and `lse`, in place; see `mvtrain.attention.merge.merge_`."""
     num_rows, num_heads, width = out_QHD.shape
     assert out_QHD.stride(2) == part_QHD.stride(2) == lse_HQ.stride(1) == part_HQ.stride(1) == 1
-    _merge[(triton.cdiv(num_rows, _ROWS), num_heads)](
-        out_QHD, lse_HQ, part_QHD, part_HQ, num_rows,
-        out_QHD.stride(0), out_QHD.stride(1), lse_HQ.stride(0),
-        part_QHD.stride(0), part_QHD.stride(1), part_HQ.stride(0),
-        WIDTH=width, COLUMNS=triton.next_power_of_2(width), ROWS=_ROWS,
-    )  # fmt: skip
+    with torch.cuda.device_of(out_QHD):  # Triton launches on the current device
+        _merge[(triton.cdiv(num_rows, _ROWS), num_heads)](
+            out_QHD, lse_HQ, part_QHD, part_HQ, num_rows,
+            out_QHD.stride(0), out_QHD.stride(1), lse_HQ.stride(0),
+            part_QHD.stride(0), part_QHD.stride(1), part_HQ.stride(0),
+            WIDTH=width, COLUMNS=triton.next_power_of_2(width), ROWS=_ROWS,
+        )  # fmt: skip
 
 
 @triton.jit

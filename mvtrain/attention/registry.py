@@ -130,3 +130,6 @@ def _check_shapes(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor)
             "expected q (T, H, D), k and v (T, K, D) with K a divisor of H; got "
             f"{tuple(q_THD.shape)}, {tuple(k_TKD.shape)}, {tuple(v_TKD.shape)}"
         )
+    kinds = [f"{x.dtype} on {x.device}" for x in (q_THD, k_TKD, v_TKD)]
+    if len(set(kinds)) != 1:
+        raise ValueError(f"q, k and v must have one dtype and device; got {', '.join(kinds)}")

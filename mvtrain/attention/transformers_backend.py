@@ -4,7 +4,7 @@
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="multiverse")
     model(input_ids=..., position_ids=..., layout=layout, use_cache=False)
 
-Without `layout` the model is the stock causal model.
+Without `layout` the model is the stock causal model; documents packed by their position ids alone are not kept apart.
 
 Shape suffixes: T tokens, H query heads, K key heads, D head width.
 """
@@ -46,24 +46,28 @@ def multiverse_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    _refuse_what_layouts_lack(query, attention_mask, dropout, kwargs.get("sliding_window"))
+    _refuse_what_layouts_lack(query, attention_mask, dropout, kwargs)
     q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
     return attend(q_THD, k_TKD, v_TKD, layout, attention_backend, scaling)[None], None
 
 
 def multiverse_mask(*args, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:
     """No mask where the layout says it all; transformers' own where a 2-D padding mask asks for one."""
-    if attention_mask is None and kwargs.get("q_length") == kwargs.get("kv_length"):
+    is_square = kwargs.get("q_length") == kwargs.get("kv_length")
+    if attention_mask is None and is_square and kwargs.get("local_size") is None:
         return None
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
-def _refuse_what_layouts_lack(query, attention_mask, dropout: float, sliding_window) -> None:
+def _refuse_what_layouts_lack(query, attention_mask, dropout: float, others: dict) -> None:
     if query.shape[0] != 1:
         raise ValueError(f"a layout describes one packed sequence; got a batch of {query.shape[0]}: pack it instead")
     if attention_mask is not None:
         raise ValueError("attention_mask and layout exclude each other: packed sequences need no padding mask")
     if dropout:
         raise ValueError(f"attention dropout {dropout} is not supported; set attention_dropout to 0 in the config")
-    if sliding_window:
-        raise ValueError(f"sliding-window attention ({sliding_window} tokens) is not supported")
+    if others.get("sliding_window"):
+        raise ValueError(f"sliding-window attention ({others['sliding_window']} tokens) is not supported")
+    for name in ("softcap", "s_aux"):
+        if others.get(name) is not None:
+            raise ValueError(f"attention with {name} is not supported: the kernels have plain softmax only")

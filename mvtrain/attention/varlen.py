@@ -59,12 +59,15 @@ def geometry_of(encoded: torch.Tensor) -> Geometry:
     return _geometry(encoded.numpy().tobytes())
 
 
-@lru_cache(maxsize=16)
+_KEPT = 128  # this step's and the next step's micro-batches; above, plans would be made twice
+
+
+@lru_cache(maxsize=_KEPT)
 def _geometry(content: bytes) -> Geometry:
     return Geometry(Layout.decode(torch.frombuffer(bytearray(content), dtype=torch.int64)))
 
 
-_choice = lru_cache(maxsize=16)(cost.choose_levels)  # holds geometries, as the cache above does
+_choice = lru_cache(maxsize=_KEPT)(cost.choose_levels)  # holds geometries, as the cache above does
 
 
 @torch.library.custom_op("mvtrain::attention", mutates_args=())

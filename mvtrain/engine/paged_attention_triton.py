@@ -26,16 +26,17 @@ def paged_attention_on_gpu(
     part_XNHD = torch.zeros((num_splits, *q_NHD.shape), dtype=_part_dtype(q_NHD, num_splits), device=q_NHD.device)
     lse_XNH = torch.full((num_splits, num_tokens, num_heads), float("-inf"), dtype=torch.float32, device=q_NHD.device)
     assert q_NHD.stride(2) == k_PKSD.stride(3) == v_PKSD.stride(3) == 1 and k_PKSD.stride() == v_PKSD.stride()
-    _attend[(num_tiles, k_PKSD.shape[1], num_splits)](
-        q_NHD, k_PKSD, v_PKSD, part_XNHD, lse_XNH, work.page_RB, work.tile_3W, work.visible_NS, work.seen_WC,
-        scale, num_tiles, num_blocks, work.page_RB.shape[1], work.visible_NS.shape[1],
-        q_NHD.stride(0), q_NHD.stride(1), *k_PKSD.stride()[:3],
-        *part_XNHD.stride()[:3], *lse_XNH.stride()[:2],
-        GROUPS=num_groups, WIDTH=head_dim, PAGE=k_PKSD.shape[2], SLOTS=BLOCK, SPLITS=num_splits,
-        ROWS=max(16, triton.next_power_of_2(work.tile_size * num_groups)),
-        COLUMNS=max(16, triton.next_power_of_2(head_dim)),
-        num_warps=4, num_stages=2,
-    )  # fmt: skip
+    with torch.cuda.device_of(q_NHD):  # Triton launches on the current device
+        _attend[(num_tiles, k_PKSD.shape[1], num_splits)](
+            q_NHD, k_PKSD, v_PKSD, part_XNHD, lse_XNH, work.page_RB, work.tile_3W, work.visible_NS, work.seen_WC,
+            scale, num_tiles, num_blocks, work.page_RB.shape[1], work.visible_NS.shape[1],
+            q_NHD.stride(0), q_NHD.stride(1), *k_PKSD.stride()[:3],
+            *part_XNHD.stride()[:3], *lse_XNH.stride()[:2],
+            GROUPS=num_groups, WIDTH=head_dim, PAGE=k_PKSD.shape[2], SLOTS=BLOCK, SPLITS=num_splits,
+            ROWS=max(16, triton.next_power_of_2(work.tile_size * num_groups)),
+            COLUMNS=max(16, triton.next_power_of_2(head_dim)),
+            num_warps=4, num_stages=2,
+        )  # fmt: skip
     return part_XNHD[0] if num_splits == 1 else _join(part_XNHD, lse_XNH).to(q_NHD.dtype)
 
 
