@@ -31,6 +31,7 @@ from benchmarks.layouts import SHAPES, synthetic, without_blocks
 from benchmarks.measure import peak_mib, seconds, write_results
 from mvtrain.attention import register
 from mvtrain.attention.checkpointing import contexts_that_save_attention
+from mvtrain.data.collate import IGNORED, shifted
 from mvtrain.layout import Layout
 from mvtrain.train.model import SumOfTokenLosses
 
@@ -103,11 +104,12 @@ def _flops(module: SumOfTokenLosses, layout: Layout) -> float:
 def _step(form: str, module: SumOfTokenLosses, optimizer, layout: Layout, device) -> Callable[[], None]:
     layout = without_blocks(layout) if form == "causal" else layout
     ids = torch.randint(0, 1000, (1, layout.num_tokens), device=device)
+    targets = shifted(ids, IGNORED)
     positions = layout.position_ids[None].to(device)
     run = _dense_loss(module, layout, device) if form == "dense" else module
 
     def step() -> None:
-        loss = run(input_ids=ids, position_ids=positions, labels=ids, layout=layout)
+        loss, _ = run(input_ids=ids, position_ids=positions, targets=targets, layout=layout)
         (loss / layout.num_tokens).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -118,7 +120,7 @@ def _step(form: str, module: SumOfTokenLosses, optimizer, layout: Layout, device
 def _dense_loss(module: SumOfTokenLosses, layout: Layout, device) -> Callable:
     """The same loss with PyTorch's attention under a mask that every step makes anew, as a collator does."""
 
-    def loss(input_ids, position_ids, labels, layout):
+    def loss(input_ids, position_ids, targets, layout):
         hidden_TT = ~layout.dense_mask().to(device)
         mask = torch.zeros(hidden_TT.shape, device=device, dtype=module.lm.dtype).masked_fill_(hidden_TT, float("-inf"))
         module.lm.set_attn_implementation("sdpa")
@@ -128,7 +130,7 @@ def _dense_loss(module: SumOfTokenLosses, layout: Layout, device) -> Callable:
             ).last_hidden_state
         finally:
             module.lm.set_attn_implementation(register())
-        return module.head(hidden[0, :-1], labels[0, 1:])
+        return module.head(hidden[0], targets[0], torch.zeros_like(targets[0]))
 
     return loss
 

@@ -10,22 +10,11 @@ from mvtrain.train.config import TrainConfig, complain
 def main() -> None:
     config = TrainConfig.from_cli()  # recipe YAML, then flags; every problem in one error
     try:
-        from mvtrain.train.processes import end_process
-        from mvtrain.train.trainer import Trainer  # torch takes seconds to import, --help and mistakes do not need it
-
-        trainer = Trainer(config)  # reads the data and plans; loads no weights
-    except (ValueError, OSError, ImportError) as error:
+        from mvtrain.train.run import run  # torch takes seconds to import, --help and mistakes do not need it
+    except ImportError as error:
         complain(str(error))
         sys.exit(2)
-    try:
-        if config.dry_run:
-            trainer.dry_run()
-        else:
-            trainer.train()  # goes on by itself when output_dir holds a checkpoint
-            trainer.export()  # a Hugging Face folder, reloaded and compared
-    finally:
-        trainer.close()
-    end_process()
+    run(config)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mvtrain.train.batching import Batching
 from mvtrain.train.config import ConfigError, TrainConfig, describe
 from mvtrain.train.settings import deepspeed_settings, zero_stage
 
@@ -149,10 +150,14 @@ def test_shipped_recipes_only_lack_files(path, monkeypatch):
         assert not left, left
 
 
+def settings_of(config, world_size):
+    return deepspeed_settings(config, Batching.of(config, world_size))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.name)
 def test_shipped_deepspeed_configurations(path, recipe):
     config = parse(recipe, "--deepspeed", path, "--gradient_accumulation_steps", 4, "--max_grad_norm", 0)
-    settings = deepspeed_settings(config, world_size=2)
+    settings = settings_of(config, 2)
     assert settings["train_batch_size"] == 8
     assert settings["gradient_accumulation_steps"] == 4
     assert settings["gradient_clipping"] == 0
@@ -169,7 +174,7 @@ def test_the_recipe_wins_over_the_deepspeed_file(recipe):
         "optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-6}},
     }
     (recipe.parent / "ds.json").write_text(json.dumps(given))
-    settings = deepspeed_settings(parse(recipe), 4)
+    settings = settings_of(parse(recipe), 4)
     assert settings["gradient_clipping"] == 1.0
     assert settings["train_batch_size"] == 4
     assert settings["optimizer"]["params"]["lr"] == 1e-5
@@ -177,7 +182,7 @@ def test_the_recipe_wins_over_the_deepspeed_file(recipe):
     assert settings["bf16"]["enabled"]
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
     assert settings["zero_optimization"] == {"stage": 2}
-    assert zero_stage(deepspeed_settings(parse(recipe, "--zero_stage", 1), 4)) == 1
+    assert zero_stage(settings_of(parse(recipe, "--zero_stage", 1), 4)) == 1
 
 
 @pytest.mark.parametrize(
@@ -193,4 +198,4 @@ def test_the_recipe_wins_over_the_deepspeed_file(recipe):
 def test_deepspeed_files_that_cannot_be(recipe, given, words):
     (recipe.parent / "ds.json").write_text(json.dumps(given))
     with pytest.raises(ConfigError, match=words):
-        deepspeed_settings(parse(recipe), 1)
+        settings_of(parse(recipe), 1)

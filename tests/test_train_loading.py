@@ -47,7 +47,7 @@ def test_a_fault_is_raised_by_the_step_it_belongs_to(plan, monkeypatch):
             raise ValueError("row 7 is gone")
         return make(step, rank)
 
-    ahead.plan = SimpleNamespace(steps=plan.steps, batches=faulty)
+    ahead.plan = SimpleNamespace(steps=plan.steps, batches=faulty, batching=plan.batching)
     ahead.of_step(0)
     with pytest.raises(ValueError, match="row 7 is gone"):
         ahead.of_step(1)

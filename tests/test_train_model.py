@@ -42,7 +42,7 @@ def wrapped(tied: bool, chunk: int = 1024) -> SumOfTokenLosses:
 
 def loss_of(module: SumOfTokenLosses, examples: list[Example], scale: float = 1.0) -> torch.Tensor:
     batch = collate(examples, tiny_tags())
-    loss = module(batch.input_ids, batch.position_ids, batch.labels, batch.layout)
+    loss, _ = module(batch.input_ids, batch.position_ids, batch.targets, batch.layout, batch.target_kinds)
     (loss * scale).backward()
     return loss.detach()
 
@@ -102,7 +102,7 @@ def test_no_gradient_is_computed_without_grad_mode():
     hidden, targets = torch.randn(10, 4), torch.arange(10)
     targets[3] = IGNORED
     with torch.no_grad():
-        loss = head(hidden, targets)
+        loss, _ = head(hidden, targets, torch.zeros_like(targets))
         expected = F.cross_entropy(F.linear(hidden, head.weight), targets, ignore_index=IGNORED, reduction="sum")
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected)
@@ -115,7 +115,7 @@ def test_bf16_gradients_of_the_head_are_summed_in_fp32():
     errors = {}
     for chunk in (4, 4096):
         head = LossHead(torch.nn.Parameter(weight.clone()), chunk)
-        head(hidden, targets).backward()
+        head(hidden, targets, torch.zeros_like(targets))[0].backward()
         exact = torch.nn.Parameter(weight.double())
         F.cross_entropy(F.linear(hidden.double(), exact), targets, reduction="sum").backward()
         errors[chunk] = ((head.weight.grad.double() - exact.grad).norm() / exact.grad.norm()).item()

@@ -26,14 +26,18 @@ def config(tmp_path, monkeypatch):
 
 
 def fake_wandb(monkeypatch, init):
-    module = types.SimpleNamespace(init=init, Settings=lambda **settings: settings)
+    def start(**given):
+        init(**given)
+        return types.SimpleNamespace(define_metric=lambda *names, **options: None)
+
+    module = types.SimpleNamespace(init=start, Settings=lambda **settings: settings)
     monkeypatch.setitem(sys.modules, "wandb", module)
 
 
 def test_no_project_means_no_wandb(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config.wandb = WandbConfig()
-    tracker = start_tracker(config)
+    tracker = start_tracker(config, "id1")
     assert type(tracker) is NoTracker
     tracker.log(RECORD)
     tracker.close()
@@ -41,7 +45,7 @@ def test_no_project_means_no_wandb(config, monkeypatch):
 
 def test_a_missing_wandb_is_one_warning(config, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert type(start_tracker(config)) is NoTracker
+    assert type(start_tracker(config, "id1")) is NoTracker
     warning = capsys.readouterr().err
     assert warning.count("warning") == 1
     assert "wandb not used" in warning
@@ -53,7 +57,7 @@ def test_without_a_key_it_is_offline(config, monkeypatch, key, mode):
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
     fake_wandb(monkeypatch, lambda **given: seen.update(given))
-    start_tracker(config)
+    start_tracker(config, "id1")
     assert seen["mode"] == mode
     assert "a-key" not in json.dumps(seen["config"])
 
@@ -63,7 +67,7 @@ def test_a_key_in_netrc_counts(config, monkeypatch, tmp_path):
     (tmp_path / ".netrc").chmod(0o600)
     seen = {}
     fake_wandb(monkeypatch, lambda **given: seen.update(given))
-    start_tracker(config)
+    start_tracker(config, "id1")
     assert seen["mode"] == "online"
 
 
@@ -74,7 +78,7 @@ def test_a_failing_wandb_warns_once_and_hides_the_key(config, monkeypatch, capsy
         raise RuntimeError("bad key s3cr3t")
 
     fake_wandb(monkeypatch, fail)
-    assert type(start_tracker(config)) is NoTracker
+    assert type(start_tracker(config, "id1")) is NoTracker
     text = capsys.readouterr().err
     assert "bad key ***" in text
     assert "s3cr3t" not in text
@@ -84,8 +88,8 @@ def test_a_run_that_breaks_later_is_left_alone(capsys):
     calls = []
 
     class Run:
-        def log(self, numbers, step):
-            calls.append((numbers, step))
+        def log(self, numbers):
+            calls.append(numbers)
             raise OSError("disk full")
 
         def finish(self):
@@ -96,9 +100,8 @@ def test_a_run_that_breaks_later_is_left_alone(capsys):
         tracker.log(RECORD)
     tracker.close()
     assert len(calls) == 1
-    numbers, step = calls[0]
-    assert step == 1
-    assert "phase" not in numbers
+    assert calls[0]["step"] == 1
+    assert "phase" not in calls[0]
     assert capsys.readouterr().err.count("disk full") == 1
 
 

@@ -11,12 +11,15 @@ Shape suffixes: T tokens, H query heads, K key heads, D head width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mvtrain.attention.registry import attend
+from mvtrain.attention.sequence_parallel import attend_in_group
 from mvtrain.layout import Layout
 
 NAME = "multiverse"
@@ -39,16 +42,26 @@ def multiverse_attention(
     dropout: float = 0.0,
     layout: Layout | None = None,
     attention_backend: str = "auto",
+    sequence_group: Any = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
+    """transformers' attention function: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D).
+
+    With `sequence_group`, a process group, T are this rank's tokens, and `layout` is that of all ranks' together.
+    """
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     _refuse_what_layouts_lack(query, attention_mask, dropout, kwargs)
     q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q_THD, k_TKD, v_TKD, layout, attention_backend, scaling)[None], None
+
+    def whole(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
+        return attend(q_THD, k_TKD, v_TKD, layout, attention_backend, scaling)
+
+    if sequence_group is None:
+        return whole(q_THD, k_TKD, v_TKD)[None], None
+    return attend_in_group(q_THD, k_TKD, v_TKD, whole, sequence_group)[None], None
 
 
 def multiverse_mask(*args, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mvtrain.data.examples import Example
+from mvtrain.data.kinds import token_kinds
 from mvtrain.layout import Layout, Scheme, TagIds
 
 IGNORED = -100
@@ -26,6 +27,8 @@ class Batch:
     """(1, T) long: labels[0, t] is the id at t, or -100; the loss shifts, as Hugging Face models do."""
     position_ids: torch.Tensor
     """(1, T) long."""
+    kinds: torch.Tensor
+    """(1, T) long: what sort of token each one is; see `mvtrain.data.kinds`."""
     layout: Layout
     num_targets: int
     """Labels that a shifted loss counts; 0 for an empty pack."""
@@ -37,6 +40,16 @@ class Batch:
         """T, padding included."""
         return self.input_ids.shape[1]
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """(1, T) long: targets[0, t] is what the model should say after t, or -100: the labels, shifted."""
+        return shifted(self.labels, IGNORED)
+
+    @property
+    def target_kinds(self) -> torch.Tensor:
+        """(1, T) long: `kinds` of the targets."""
+        return shifted(self.kinds, 0)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`. The layout stays where it is: it is made of plain numbers."""
         return replace(
@@ -44,6 +57,7 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             position_ids=self.position_ids.to(device, non_blocking=non_blocking),
+            kinds=self.kinds.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Batch:
@@ -53,6 +67,7 @@ class Batch:
             input_ids=self.input_ids.pin_memory(),
             labels=self.labels.pin_memory(),
             position_ids=self.position_ids.pin_memory(),
+            kinds=self.kinds.pin_memory(),
         )
 
 
@@ -85,10 +100,16 @@ def collate(examples: Sequence[Example], tags: TagIds, scheme: Scheme = "isolate
         input_ids=torch.cat(documents)[None],
         labels=labels_T[None],
         position_ids=layout.position_ids[None],
+        kinds=torch.cat([token_kinds(ids_T, tags) for ids_T in documents])[None],
         layout=layout,
         num_targets=int((labels_T[1:] != IGNORED).sum()),
         example_ids=tuple(example.where for example in examples),
     )
+
+
+def shifted(values_1T: torch.Tensor, last: int) -> torch.Tensor:
+    """Each token gets its successor's value, the last one `last`."""
+    return torch.cat([values_1T[:, 1:], values_1T.new_full((1, 1), last)], dim=1)
 
 
 def _labels(ids_T: torch.Tensor, prompt_length: int) -> torch.Tensor:

@@ -1,4 +1,14 @@
-"""DeepSpeed checkpoints of a run: saved whole or not at all, pruned, and resumed only where resuming is exact."""
+"""Checkpoints of a run: written beside the last good one, and made current by one renaming.
+
+output_dir/checkpoints/
+  step-000100/            complete: everything was on disk before the folder got this name
+    trainer.json          step, identity of the run, sizes and checksums of all files
+    run.json              configuration and versions
+    random_rank_0.pt      random states
+    zero_pp_rank_0_...    DeepSpeed's weights and optimizer
+  step-000150.partial/    being written, or cut off
+  step-000050.damaged/    found not to be what was saved
+"""
 
 from __future__ import annotations
 
@@ -7,115 +17,127 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mvtrain.train.checkpoint_files import STATE_NAME, files_of_rank, seal, sync_folder, write_durably
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.processes import Ranks
-
-STATE_NAME = "trainer.json"
-"""Written last: a checkpoint without it is not complete."""
-
-MUST_MATCH = (
-    "scheme", "data", "context", "micro_batch_size", "gradient_accumulation_steps", "learning_rate", "min_lr_ratio",
-    "warmup_ratio", "weight_decay", "betas", "max_grad_norm", "max_steps", "precision",
-)  # fmt: skip
-"""Fields that decide what the next steps compute. Others, such as paths or logging, may change on resume."""
+from mvtrain.train.random_state import save_random_state
 
 
-def save_checkpoint(engine: Any, ranks: Ranks, config: TrainConfig, stage: int, step: int) -> Path:
-    """Save after `step` steps, then remove all but the `config.keep` newest. Called by every rank."""
-    folder = checkpoints_folder(config)
-    tag = f"step-{step:06d}"
-    if ranks.is_first:
-        shutil.rmtree(folder / tag, ignore_errors=True)  # what an interrupted save left
-    ranks.wait()
-    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-    ranks.wait()
-    if ranks.is_first:
-        state = {"step": step, "world_size": ranks.world_size, "zero_stage": stage, "config": fingerprint(config)}
-        (folder / tag / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
-        for old in find_checkpoints(config)[: -config.keep]:
-            (old / STATE_NAME).unlink()
-            shutil.rmtree(old)
-    ranks.wait()
-    return folder / tag
+class SaveError(RuntimeError):
+    """A checkpoint could not be written. Those before it are untouched, and nothing half-written is left."""
 
 
-def matching_checkpoint(config: TrainConfig, world_size: int, stage: int) -> Path | None:
-    """The checkpoint to go on from, or None to begin at step 0.
+class _KeepsErrors:
+    """DeepSpeed's writer, but a failure is kept for later: raised at once, other ranks would wait for ever."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self.error: Exception | None = None
+
+    def save(self, *arguments: Any, **named: Any) -> None:
+        try:
+            self._writer.save(*arguments, **named)
+        except Exception as error:  # torch reports a full disk as OSError or as RuntimeError
+            self.error = self.error or error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+
+def save_checkpoint(engine: Any, ranks: Ranks, config: TrainConfig, state: dict[str, Any], header: str) -> Path:
+    """Save after `state["step"]` steps, then remove checkpoints that need not be kept. Called by every rank.
+
+    Args:
+        state: what `trainer.json` says of the run; sizes and checksums are added.
+        header: the text of run.json.
 
     Raises:
-        ValueError: it is of another world size, ZeRO stage or recipe, so going on would not be exact.
+        SaveError: on every rank, naming those that failed.
     """
-    folder = choose_checkpoint(config)
-    done = read_state(folder)["step"] if folder else 0
-    later = [found for found in find_checkpoints(config) if read_state(found)["step"] > done]
-    if later:
-        # Pruning goes by steps: it would take theirs for the newer ones and remove this run's.
-        raise ValueError(
-            f"{config.output_dir} holds checkpoints of a run that went further than step {done} ({later[-1].name}); "
-            "choose another output_dir, or remove them"
-        )
-    if folder is None:
-        return None
-    problems = mismatches(read_state(folder), config, world_size, stage)
-    if problems:
-        raise ValueError(
-            f"cannot resume from {folder}:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-            + "\nUndo the change, or start anew in another output_dir."
-        )
+    folder = checkpoints_folder(config) / f"step-{state['step']:06d}"
+    beside = folder.with_name(folder.name + ".partial")
+    _together(ranks, lambda: _begin(beside) if ranks.is_first else None, beside)
+    writer = engine.checkpoint_engine = _KeepsErrors(engine.checkpoint_engine)
+    engine._copy_recovery_script = lambda path: None  # our export replaces its scripts
+    try:
+        engine.save_checkpoint(str(beside.parent), tag=beside.name, save_latest=False)
+    finally:
+        engine.checkpoint_engine = writer._writer
+
+    def complete() -> dict[str, list[int]]:
+        if writer.error is not None:
+            raise writer.error
+        save_random_state(beside, ranks.rank)
+        if ranks.is_first:
+            (beside / "run.json").write_text(header)
+        return seal(files_of_rank(beside, ranks.rank))
+
+    sealed = _together(ranks, complete, beside)
+    state = {**state, "files": {name: facts for of_rank in sealed for name, facts in of_rank.items()}}
+    _together(ranks, lambda: _make_current(beside, folder, state) if ranks.is_first else None, beside)
+    if ranks.is_first:
+        prune(config)
+    ranks.wait()
     return folder
 
 
-def load_checkpoint(engine: Any, folder: Path) -> int:
-    """Load weights and optimizer. Called by every rank. Returns the number of steps that are done."""
-    loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    assert loaded is not None, f"DeepSpeed found no checkpoint in {folder}"
-    return read_state(folder)["step"]
+def prune(config: TrainConfig) -> None:
+    """Remove all but the `keep` newest and the multiples of `keep_every_steps`, and what was cut off."""
+    complete = complete_checkpoints(config)
+    every = config.keep_every_steps
+    for old in complete[: -config.keep]:
+        if not (every and step_of(old) % every == 0):
+            condemned = old.with_name(old.name + ".partial")  # so that half of it is never taken for a whole
+            shutil.rmtree(condemned, ignore_errors=True)
+            old.rename(condemned)
+    for partial in checkpoints_folder(config).glob("step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def choose_checkpoint(config: TrainConfig) -> Path | None:
-    """The folder to resume from, or None to begin at step 0."""
-    if config.resume == "never":
-        return None
-    if config.resume == "auto":
-        return next(reversed(find_checkpoints(config)), None)
-    if not (Path(config.resume) / STATE_NAME).is_file():
-        raise ValueError(f"resume: {config.resume} is no complete checkpoint: it has no {STATE_NAME}")
-    return Path(config.resume)
-
-
-def find_checkpoints(config: TrainConfig) -> list[Path]:
-    """Complete checkpoints in output_dir, oldest first."""
+def complete_checkpoints(config: TrainConfig) -> list[Path]:
+    """Checkpoints in output_dir that were written to the end, oldest first."""
     found = [file.parent for file in checkpoints_folder(config).glob(f"step-*/{STATE_NAME}")]
-    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
+    return sorted((folder for folder in found if folder.name[5:].isdigit()), key=step_of)
 
 
 def checkpoints_folder(config: TrainConfig) -> Path:
     return Path(config.output_dir) / "checkpoints"
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / STATE_NAME).read_text())
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
-def fingerprint(config: TrainConfig) -> dict[str, Any]:
-    """The fields of MUST_MATCH as JSON has them, those of a group as `group.field`."""
-    values = json.loads(config.model_dump_json(include=set(MUST_MATCH)))
-    group = values.pop("data")
-    return values | {f"data.{key}": value for key, value in group.items()}
+def _begin(beside: Path) -> None:
+    shutil.rmtree(beside, ignore_errors=True)  # what an interrupted save left
+    beside.mkdir(parents=True)
 
 
-def mismatches(state: dict[str, Any], config: TrainConfig, world_size: int, stage: int) -> list[str]:
-    """What differs between a saved run and this one, one line each."""
-    problems = []
-    if state["world_size"] != world_size:
-        problems.append(f"it was saved by {state['world_size']} ranks, this run has {world_size}; start as many ranks")
-    if state["zero_stage"] != stage:
-        problems.append(f"it was saved with ZeRO stage {state['zero_stage']}, this run has stage {stage}")
-    now = fingerprint(config)
-    problems += [
-        f"{key} was {state['config'].get(key)}, now it is {now[key]}"
-        for key in now
-        if state["config"].get(key) != now[key]
-    ]
-    return problems
+def _make_current(beside: Path, folder: Path, state: dict[str, Any]) -> None:
+    write_durably(beside / STATE_NAME, json.dumps(state, indent=2) + "\n")
+    if folder.exists():  # of a run that went further and was taken back
+        shutil.rmtree(folder)
+    beside.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _together(ranks: Ranks, action: Any, beside: Path) -> list[Any]:
+    """Do it on every rank; where one fails all raise. Returns the results of all ranks."""
+    try:
+        result, error = action(), None
+    except Exception as failure:
+        result, error = None, f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
+    outcomes = ranks.gather((result, error))
+    failures = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
+    if not failures:
+        return [result for result, _ in outcomes]
+    free = _free_gib(beside)
+    if ranks.is_first:
+        shutil.rmtree(beside, ignore_errors=True)
+    ranks.wait()
+    raise SaveError(f"could not save {beside.with_suffix('')} ({free}): " + "; ".join(failures[:4]))
+
+
+def _free_gib(folder: Path) -> str:
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 2**30:.2f} GiB free on its disk"

@@ -97,7 +97,16 @@ class TrainConfig(_Group):
     context: int = Field(32768, ge=1, description="capacity of a pack in tokens; no example is cut")
     micro_batch_size: int = Field(1, ge=1, description="packs per rank and micro-step")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-steps per optimizer step")
+    packs_per_step: int | None = Field(
+        None,
+        ge=1,
+        description="packs per optimizer step over all ranks; gradient_accumulation_steps follows",
+    )
+    sequence_parallel_size: int = Field(1, ge=1, description="ranks that share each pack's tokens (Ulysses)")
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate")
+    tag_learning_rate: float | None = Field(
+        None, gt=0, description="peak for the tags' rows of embedding and head; default: learning_rate"
+    )
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="the cosine ends at this share of the peak")
     warmup_ratio: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises linearly")
     weight_decay: float = Field(1e-4, ge=0, description="on matrices and embeddings; none on norms and biases")
@@ -109,7 +118,12 @@ class TrainConfig(_Group):
     zero_stage: int | None = Field(None, ge=0, le=3, description="override the stage of the DeepSpeed configuration")
     seed: int = Field(0, ge=0, description="seed of torch")
     save_every_steps: int = Field(0, ge=0, description="checkpoint every so many steps; 0: only at the end of training")
-    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+    keep_every_steps: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this too; 0: none")
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop", description="when a checkpoint cannot be written (disk full): stop the run, or go on without it"
+    )
+    max_bad_steps: int = Field(3, ge=1, description="stop after so many non-finite steps in a row; each is skipped")
     resume: str = Field(
         "auto",
         description="auto: newest checkpoint in output_dir; never: stop if there is one; or a folder",
@@ -157,6 +171,12 @@ class TrainConfig(_Group):
         return value
 
     @model_validator(mode="after")
+    def _one_way_to_say_the_batch(self) -> TrainConfig:
+        if self.packs_per_step and self.gradient_accumulation_steps != 1:
+            raise ValueError("packs_per_step sets gradient_accumulation_steps; give one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _export_holds_what_was_trained(self) -> TrainConfig:
         if self.export_dtype == "fp32" and self.precision == "bf16":
             raise ValueError("export_dtype: fp32 needs precision fp32; a bf16 run exports the bf16 weights it trained")
@@ -165,11 +185,6 @@ class TrainConfig(_Group):
     @property
     def export_precision(self) -> str:
         return self.precision if self.export_dtype == "auto" else self.export_dtype
-
-    @property
-    def packs_per_rank(self) -> int:
-        """Packs one rank reads for one optimizer step."""
-        return self.micro_batch_size * self.gradient_accumulation_steps
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> TrainConfig:

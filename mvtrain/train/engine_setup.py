@@ -12,20 +12,26 @@ import transformers
 from mvtrain.attention import register
 from mvtrain.attention.checkpointing import contexts_that_save_attention
 from mvtrain.train.config import TrainConfig
-from mvtrain.train.model import SumOfTokenLosses, parameter_groups
+from mvtrain.train.model import CORRECTS_TAGS, SumOfTokenLosses, parameter_groups
 from mvtrain.train.processes import import_deepspeed
 from mvtrain.train.settings import zero_stage
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def start_engine(config: TrainConfig, settings: dict[str, Any]) -> Any:
-    """A DeepSpeed engine around `SumOfTokenLosses`. Called by every rank; the process group is up."""
+def start_engine(config: TrainConfig, settings: dict[str, Any], tag_ids: tuple[int, ...], group: Any = None) -> Any:
+    """A DeepSpeed engine around `SumOfTokenLosses`. Called by every rank; the process group is up.
+
+    Args:
+        tag_ids: of the tags, for a learning rate of their own where the recipe asks for one.
+        group: ranks that share each sequence's tokens.
+    """
     deepspeed = import_deepspeed()
     torch.manual_seed(config.seed)
     if torch.distributed.get_rank() > 0 or not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    module = SumOfTokenLosses(load_lm(config, settings), config.loss_chunk, config.attention)
+    own_rate = tag_ids if config.tag_learning_rate else None
+    module = SumOfTokenLosses(load_lm(config, settings), config.loss_chunk, config.attention, own_rate, group)
     module.train()
     if config.gradient_checkpointing:
         contexts = {"context_fn": contexts_that_save_attention} if config.save_attention else {}
@@ -33,6 +39,8 @@ def start_engine(config: TrainConfig, settings: dict[str, Any]) -> Any:
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameter_groups(module, config.weight_decay), config=settings
     )
+    if not hasattr(engine.optimizer, "overflow"):
+        _skip_steps_that_are_not_finite(engine)
     return engine
 
 
@@ -55,10 +63,32 @@ def read_checkpoint(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=register())
 
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the rate of the next update."""
+def set_learning_rate(engine: Any, rate: float, corrections: float = 0.0) -> None:
+    """Set the rate of the next update, and that of the corrections of the tags' rows."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = corrections if group.get(CORRECTS_TAGS) else rate
+
+
+def _skip_steps_that_are_not_finite(engine: Any) -> None:
+    """What DeepSpeed's own optimizers do, for the plain one that it uses at ZeRO stage 0 in fp32.
+
+    They compute the norm, skip the step where it is not finite, and say so in `overflow`.
+    """
+    optimizer, step, limit = engine.optimizer, engine.optimizer.step, engine.gradient_clipping()
+    engine.clip_fp32_gradients = lambda: None  # here instead
+
+    def guarded_step(*args: Any, **kwargs: Any) -> None:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        optimizer.overflow = not bool(torch.isfinite(norm))
+        optimizer._global_grad_norm = norm
+        if optimizer.overflow:
+            return
+        if limit > 0:
+            torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), limit, norm)
+        step(*args, **kwargs)
+
+    optimizer.step = guarded_step
 
 
 def gradient_norm(engine: Any) -> float | None:

@@ -17,6 +17,7 @@ from mvtrain.manifest import read_manifest, write_manifest
 from mvtrain.train.engine_setup import DTYPES, read_checkpoint
 from mvtrain.train.plan import Plan
 from mvtrain.train.processes import Ranks
+from mvtrain.train.tag_rows import merge_tag_rows
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """Largest difference of two logits, as a share of the largest logit. Same numbers, perhaps other kernels."""
@@ -42,7 +43,9 @@ def export_model(engine: Any, ranks: Ranks, plan: Plan, step: int, stage: int) -
     difference = 0.0
     if ranks.is_first:
         beside = folder.with_name("export.partial")
-        _write(engine.module.lm, {name: value.to(dtype) for name, value in state.items()}, plan, step, beside)
+        state = {name: value.to(dtype) for name, value in state.items()}
+        state = merge_tag_rows(state, plan.tags.as_tuple(), engine.module.lm.config.tie_word_embeddings)
+        _write(engine.module.lm, state, plan, step, beside)
         del state
         difference = _compare(beside, trained_TV, sample, plan.config.export_precision, ranks.device)
         shutil.rmtree(folder, ignore_errors=True)

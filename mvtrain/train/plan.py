@@ -7,7 +7,8 @@ the data is the number of the step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any
 
 from mvtrain.data import EIGHT_PHASES, Step, as_indices, balance, build_examples, epochs, phases, plan_steps, rank_packs
@@ -16,6 +17,7 @@ from mvtrain.data.examples import Example, Report
 from mvtrain.data.sources import read_records
 from mvtrain.layout import Layout, Scheme, TagIds
 from mvtrain.manifest import read_manifest
+from mvtrain.train.batching import Batching
 from mvtrain.train.config import TrainConfig
 
 
@@ -33,14 +35,31 @@ class Plan:
     steps: list[Step]
     costs: list[int]
     """Visible (query, key) pairs of each example."""
-    world_size: int
+    batching: Batching
 
     def batches(self, step: Step, rank: int) -> list[Batch]:
-        """One batch per micro-step; a rank without a pack gets a batch without targets."""
-        packs = rank_packs(step, rank, self.world_size, self.config.packs_per_rank)
-        size = self.config.micro_batch_size
-        micro_steps = [chain.from_iterable(packs[i : i + size]) for i in range(0, len(packs), size)]
-        return [collate([self.examples[i] for i in members], self.tags, self.scheme) for members in micro_steps]
+        """One batch per micro-step; a rank without a pack gets a batch without targets.
+
+        With sequence parallelism the ranks of a group get the same batches, whole, with a multiple of its size of
+        tokens.
+        """
+        return [self._collate(members) for members in self._micro_steps(step, self.batching.group_of(rank))]
+
+    def rows(self, step: Step, rank: int) -> list[list[str]]:
+        """File and row of the examples of each micro-step."""
+        micro_steps = self._micro_steps(step, self.batching.group_of(rank))
+        return [[self.examples[i].where for i in members] for members in micro_steps]
+
+    def _micro_steps(self, step: Step, group: int) -> list[list[int]]:
+        packs = rank_packs(step, group, self.batching.num_groups, self.batching.packs_per_rank)
+        size = self.batching.micro_batch_size
+        return [list(chain.from_iterable(packs[i : i + size])) for i in range(0, len(packs), size)]
+
+    def _collate(self, members: list[int]) -> Batch:
+        examples = [self.examples[i] for i in members]
+        size = self.batching.sequence_parallel_size
+        num_tokens = max(1, sum(example.num_tokens for example in examples))
+        return collate(examples, self.tags, self.scheme, pad_to=-(-num_tokens // size) * size)
 
     def num_targets(self, step: Step) -> int:
         """Tokens with a loss in a step, over all ranks."""
@@ -48,11 +67,19 @@ class Plan:
 
     def fill(self, step: Step) -> float:
         """Share of the step's packs, missing ones included, that holds tokens."""
-        return step.num_tokens / (self.config.context * self.config.packs_per_rank * self.world_size)
+        return step.num_tokens / (self.config.context * self.batching.packs_per_rank * self.batching.num_groups)
 
     def balance(self, step: Step) -> float:
         """How busy attention keeps the ranks; see `mvtrain.data.balance`."""
-        return balance(step, self.costs, self.world_size, self.config.micro_batch_size)
+        return balance(step, self.costs, self.batching.num_groups, self.batching.micro_batch_size)
+
+    def epoch(self, number: int) -> float:
+        """Passes over the data that are done after a step, counted from 0: examples read over examples."""
+        return self._examples_read[number] / len(self.examples)
+
+    @cached_property
+    def _examples_read(self) -> list[int]:
+        return list(accumulate(sum(len(pack) for pack in step.packs) for step in self.steps))
 
     def phase_name(self, phase: int) -> str:
         """For people; phases count from 1 there."""
@@ -61,14 +88,15 @@ class Plan:
         return f"phase {phase + 1}: {EIGHT_PHASES[phase % len(EIGHT_PHASES)]}"
 
 
-def make_plan(config: TrainConfig, world_size: int) -> Plan:
-    """Read the sources and plan the steps.
+def make_plan(config: TrainConfig, world_size: int, packs_per_step: int | None = None) -> Plan:
+    """Read the sources and plan the steps; `packs_per_step` overrides the recipe's, for a run that goes on.
 
     Raises:
         ValueError: no tags in the tokenizer, a malformed row (with `data.malformed: error`), or nothing to train on.
     """
     from transformers import AutoTokenizer
 
+    batching = Batching.of(config, world_size, packs_per_step)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     tags = TagIds.from_tokenizer(tokenizer)
     manifest = read_manifest(config.model) or {}
@@ -79,12 +107,12 @@ def make_plan(config: TrainConfig, world_size: int) -> Plan:
         _phases(config, num_sequential, len(examples)),
         [example.num_tokens for example in examples],
         config.context,
-        config.packs_per_rank * world_size,
+        batching.packs_per_step,
         config.data.seed,
         max_tokens=config.data.max_tokens,
         costs=costs,
     )
-    return Plan(config, tokenizer, tags, scheme, examples, reports, steps[: config.max_steps], costs, world_size)
+    return Plan(config, tokenizer, tags, scheme, examples, reports, steps[: config.max_steps], costs, batching)
 
 
 def _read_examples(config: TrainConfig, tokenizer: Any) -> tuple[list[Example], dict[str, Report], int]:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from mvtrain.train.batching import Batching
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -53,6 +55,20 @@ class Ranks:
         torch.distributed.all_reduce(total)
         return total.tolist()
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank. For small values: they are pickled."""
+        values = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def sequence_group(self, batching: Batching) -> Any:
+        """The process group of the ranks that share this rank's packs; None where every rank has its own."""
+        size = batching.sequence_parallel_size
+        if size == 1:
+            return None
+        groups = [torch.distributed.new_group(range(i, i + size)) for i in range(0, self.world_size, size)]
+        return groups[batching.group_of(self.rank)]
+
     def wait(self) -> None:
         """Return when all ranks have come here."""
         torch.distributed.barrier()
@@ -71,8 +87,8 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def end_process() -> NoReturn:
-    """Leave with status 0: exit functions run and output is flushed, but the interpreter is not torn down.
+def end_process(status: int = 0) -> NoReturn:
+    """Leave: exit functions run and output is flushed, but the interpreter is not torn down.
 
     DeepSpeed's hooks keep its process groups alive beyond `destroy_process_group`. A gloo thread that lets go of its
     last tensor while the interpreter is torn down aborts the process, and a finished run would look like a failed one.
@@ -80,7 +96,7 @@ def end_process() -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _be_alone_without_launcher() -> None:

@@ -27,8 +27,9 @@ class Progress:
         if self.stream is None or not (self.in_place or step % self.every == 0 or step == self.num_steps):
             return
         eta = (self.num_steps - step) * sum(self.seconds) / len(self.seconds)
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
         line = (
-            f"step {step}/{self.num_steps}  {record['phase']}  loss {record['loss']:.4f}  "
+            f"step {step}/{self.num_steps}  {record['phase']}  loss {loss}  "
             f"{record['tokens_per_s']:,.0f} tokens/s  fill {record['fill']:.0%}  ETA {duration(eta)}"
         )
         end = "\n" if not self.in_place or step == self.num_steps else ""

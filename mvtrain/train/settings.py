@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mvtrain.train.batching import Batching
 from mvtrain.train.config import ConfigError, TrainConfig
 
 
-def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
+def deepspeed_settings(config: TrainConfig, batching: Batching) -> dict[str, Any]:
     """What `deepspeed.initialize` gets. Contains no "auto": DeepSpeed itself would not resolve one.
 
     Raises:
@@ -27,9 +28,10 @@ def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
     problems = _problems(settings, config, stage)
     if problems:
         raise ConfigError([f"{config.deepspeed}: {problem}" for problem in problems])
-    settings["train_batch_size"] = config.packs_per_rank * world_size
+    # DeepSpeed counts every rank, also those that share a pack.
+    settings["train_batch_size"] = batching.packs_per_rank * batching.world_size
     settings["train_micro_batch_size_per_gpu"] = config.micro_batch_size
-    settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
+    settings["gradient_accumulation_steps"] = batching.accumulation_steps
     settings["gradient_clipping"] = config.max_grad_norm  # left out, it would be 1.0
     settings["bf16"] = {**settings.get("bf16", {}), "enabled": config.precision == "bf16"}
     if config.precision == "bf16" and stage > 0:

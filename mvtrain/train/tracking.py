@@ -6,13 +6,19 @@ import json
 import netrc
 import os
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mvtrain.train.checkpoint_files import write_durably
 from mvtrain.train.config import TrainConfig
+from mvtrain.train.header import without_secrets
 
 LOG_NAME = "log.jsonl"
 WANDB_HOST = "api.wandb.ai"
+FINISH_SECONDS = 120
+"""How long the end of a run waits for wandb to send the rest."""
 
 
 class StepLog:
@@ -21,8 +27,8 @@ class StepLog:
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         self.path = folder / LOG_NAME
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
-        self.path.write_text("".join(kept))
+        self.kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
+        write_durably(self.path, "".join(self.kept))  # a run killed right now must not lose the lines of before
         self._file = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -31,6 +37,24 @@ class StepLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+class PhaseLoss:
+    """Mean loss of a phase so far, over all its targets. Goes on from the log's lines after a restart."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._phase, self._loss, self._targets = "", 0.0, 0
+        for line in lines:
+            self.add(json.loads(line))
+
+    def add(self, record: dict[str, Any]) -> float | None:
+        """After a step: the mean with it."""
+        if record["phase"] != self._phase:
+            self._phase, self._loss, self._targets = record["phase"], 0.0, 0
+        if record["loss"] is not None:
+            self._loss += record["loss"] * record["targets"]
+            self._targets += record["targets"]
+        return self._loss / self._targets if self._targets else None
 
 
 class NoTracker:
@@ -51,10 +75,15 @@ class WandbTracker:
 
     def log(self, record: dict[str, Any]) -> None:
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
-        self._attempt("log", lambda run: run.log(numbers, step=record["step"]))
+        self._attempt("log", lambda run: run.log(numbers))
 
     def close(self) -> None:
-        self._attempt("finish", lambda run: run.finish())
+        """Wait for what is being sent, but not for a service that does not answer."""
+        thread = threading.Thread(target=self._attempt, args=("finish", lambda run: run.finish()), daemon=True)
+        thread.start()
+        thread.join(FINISH_SECONDS)
+        if thread.is_alive():
+            _warn("could not send everything", TimeoutError(f"no answer for {FINISH_SECONDS} s"))
 
     def _attempt(self, what: str, action: Any) -> None:
         if self._run is None:
@@ -66,29 +95,43 @@ class WandbTracker:
             _warn(f"could not {what}", error)
 
 
-def start_tracker(config: TrainConfig) -> NoTracker | WandbTracker:
-    """A tracker for the first rank. A missing or failing wandb costs one warning."""
-    wandb_config = config.wandb
-    if wandb_config.project is None or wandb_config.mode == "disabled":
+def start_tracker(config: TrainConfig, run_id: str) -> NoTracker | WandbTracker:
+    """A tracker for the first rank. A run that goes on has the same `run_id` and goes on there too.
+
+    A service that cannot be reached or refuses the key costs one warning, and the run is recorded offline; without
+    wandb, or with a full disk, it is not recorded there at all.
+    """
+    if config.wandb.project is None or config.wandb.mode == "disabled":
         return NoTracker()
-    mode = wandb_config.mode
+    mode = config.wandb.mode
     if mode == "auto":
         mode = "online" if _has_key() else "offline"
-    try:
-        import wandb
+    for attempt in (mode, "offline") if mode == "online" else (mode,):
+        try:
+            return WandbTracker(_init(config, run_id, attempt))
+        except Exception as error:  # ImportError, no network, a wrong key
+            again = f"recording into {config.output_dir}/wandb; `wandb sync` sends it later"
+            _warn("not used", error, again if attempt == "online" else "")
+    return NoTracker()
 
-        run = wandb.init(
-            project=wandb_config.project,
-            name=wandb_config.name or Path(config.output_dir).name,
-            mode=mode,
-            dir=config.output_dir,
-            config=config.model_dump(),
-            settings=wandb.Settings(silent=True, init_timeout=30),
-        )
-    except Exception as error:  # ImportError, no network, a wrong key
-        _warn("not used", error)
-        return NoTracker()
-    return WandbTracker(run)
+
+def _init(config: TrainConfig, run_id: str, mode: str) -> Any:
+    import wandb
+
+    run = wandb.init(
+        project=config.wandb.project,
+        name=config.wandb.name or Path(config.output_dir).name,
+        id=run_id,
+        resume="allow",
+        mode=mode,
+        dir=config.output_dir,
+        config=without_secrets(config.model_dump()),
+        settings=wandb.Settings(silent=True, init_timeout=30),
+    )
+    # Steps that are done again after a restart are logged again: the axis is our step, not wandb's count of calls.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _has_key() -> bool:
@@ -100,11 +143,10 @@ def _has_key() -> bool:
         return False
 
 
-def _warn(what: str, error: Exception) -> None:
-    reason = str(error).strip().splitlines()[:1] or [""]
-    key = os.environ.get("WANDB_API_KEY")
-    text = reason[0].replace(key, "***") if key else reason[0]
-    print(f"sft: warning: wandb {what}: {type(error).__name__}: {text}; log.jsonl goes on", file=sys.stderr, flush=True)
+def _warn(what: str, error: Exception, instead: str = "") -> None:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    text = f"wandb {what}: {type(error).__name__}: {reason}; {instead or 'log.jsonl goes on'}"
+    print(f"sft: warning: {without_secrets(text)}", file=sys.stderr, flush=True)
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,25 +9,32 @@ trainer.close()
 from __future__ import annotations
 
 import json
+import secrets
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvtrain.train import memory
-from mvtrain.train.checkpoint import load_checkpoint, matching_checkpoint, save_checkpoint
+from mvtrain.train import memory, resume
+from mvtrain.train.bad_steps import BadSteps
+from mvtrain.train.batching import Batching
+from mvtrain.train.checkpoint import SaveError, save_checkpoint
+from mvtrain.train.checkpoint_files import read_state, write_durably
 from mvtrain.train.config import TrainConfig
-from mvtrain.train.engine_setup import gradient_norm, set_learning_rate, start_engine
+from mvtrain.train.engine_setup import start_engine
 from mvtrain.train.export import export_model
+from mvtrain.train.header import HEADER_NAME, run_header
+from mvtrain.train.identity import identity
 from mvtrain.train.loading import BatchesAhead, heads_of
 from mvtrain.train.plan import make_plan, step_counts
 from mvtrain.train.processes import Ranks
 from mvtrain.train.progress import Progress
-from mvtrain.train.schedule import learning_rate
 from mvtrain.train.settings import deepspeed_settings, zero_stage
-from mvtrain.train.tracking import NoTracker, StepLog, WandbTracker, start_tracker
+from mvtrain.train.step import Stepper, record_of
+from mvtrain.train.stopping import Preempted, StopSignals
+from mvtrain.train.tracking import NoTracker, PhaseLoss, StepLog, WandbTracker, start_tracker
+from mvtrain.train.watch import Watch
 
 
 class Trainer:
@@ -39,88 +46,127 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.signals = StopSignals()
         self.ranks = Ranks.from_environment()
-        self.settings = deepspeed_settings(config, self.ranks.world_size)
+        self.settings = deepspeed_settings(config, Batching.of(config, self.ranks.world_size))
         self.stage = zero_stage(self.settings)
-        self.checkpoint = matching_checkpoint(config, self.ranks.world_size, self.stage)
-        self.plan = make_plan(config, self.ranks.world_size)
+        self.candidates = resume.candidates(config)
+        packs_per_step = resume.saved_packs_per_step(config, self.candidates, self.ranks.world_size)
+        self.plan = make_plan(config, self.ranks.world_size, packs_per_step)
+        self.settings = deepspeed_settings(config, self.plan.batching)
+        self.identity = identity(config, self.plan)
+        for folder in self.candidates[:1]:
+            resume.refuse_another_run(folder, self.identity, self.stage)
         self.progress = Progress(len(self.plan.steps), config.log_every, sys.stdout if self.ranks.is_first else None)
         self.engine: Any = None
+        self.stepper: Stepper | None = None
         self.batches: BatchesAhead | None = None
+        self.watch: Watch | None = None
         self.num_done = 0
+        self.num_saved = 0
+        self.run_id = secrets.token_hex(4)
         self.log: StepLog | None = None
         self.tracker: NoTracker | WandbTracker = NoTracker()
 
     def train(self) -> None:
-        """Run the steps that are left, save checkpoints, and log."""
+        """Run the steps that are left, save checkpoints, and log.
+
+        Raises:
+            Preempted: a signal asked the run to stop; it saved first.
+            SaveError: a checkpoint could not be written, with `on_save_error: stop`.
+            TooManyBadSteps: see `max_bad_steps`.
+        """
         if self.engine is None:
             self.start()
-        for number in range(self.num_done, len(self.plan.steps)):
-            self._record(self.run_step(number))
-            self.num_done = number + 1
-            if self._is_time_to_save():
-                folder = save_checkpoint(self.engine, self.ranks, self.config, self.stage, self.num_done)
-                self.progress.note(f"saved {folder}")
+        self.signals.finish_steps(True)
+        while self.num_done < len(self.plan.steps):
+            update = self._step()
+            if update.stop or self._is_time_to_save():
+                self._save(must=update.stop)
+            if update.stop:
+                raise Preempted(f"stopped after step {self.num_done} of {len(self.plan.steps)}, saved")
+        self.signals.finish_steps(False)
 
     def start(self) -> None:
         """Connect the ranks, load the model and the checkpoint to go on from."""
         self.progress.note(self._data_summary())
         self.progress.note(self._headline())
         self.ranks.connect()
-        self.engine = start_engine(self.config, self.settings)
+        self.watch = Watch(self.ranks)
+        checkpoint = self._choose_checkpoint()
+        group = self.ranks.sequence_group(self.plan.batching)
+        self.engine = start_engine(self.config, self.settings, self.plan.tags.as_tuple(), group)
         lm = self.engine.module.lm
-        self.batches = BatchesAhead(self.plan, self.ranks.rank, heads_of(lm.config, lm.dtype), self.ranks.device)
-        if self.checkpoint is not None:
-            self.num_done = load_checkpoint(self.engine, self.checkpoint)
-            self.progress.note(f"resumed after step {self.num_done} of {len(self.plan.steps)}")
+        heads = heads_of(lm.config, lm.dtype, self.plan.batching)
+        self.batches = BatchesAhead(self.plan, self.ranks.rank, heads, self.ranks.device)
+        self.stepper = Stepper(self.config, self.ranks, self.plan, self.engine, self.batches, self.signals)
+        if checkpoint is not None:
+            self._go_on_from(checkpoint)
+        self.header = json.dumps(run_header(self.config, self.settings, self.ranks), indent=2) + "\n"
+        folder = Path(self.config.output_dir)
+        self.bad_steps = BadSteps(self.ranks, self.plan, folder, self.config.max_bad_steps)
         if self.ranks.is_first:
-            self.log = StepLog(Path(self.config.output_dir), self.num_done)
-            self.tracker = start_tracker(self.config)
+            self.log = StepLog(folder, self.num_done)
+            self.phase_loss = PhaseLoss(self.log.kept)
+            write_durably(folder / HEADER_NAME, self.header)
+            self.tracker = start_tracker(self.config, self.run_id)
 
-    def run_step(self, number: int) -> dict[str, Any]:
-        """One update of the weights. Returns its line of log.jsonl."""
-        began = time.perf_counter()
-        step = self.plan.steps[number]
-        rate = learning_rate(
-            number, len(self.plan.steps), self.config.learning_rate, self.config.warmup_ratio, self.config.min_lr_ratio
-        )
-        set_learning_rate(self.engine, rate)
-        loss = self._forward_and_backward(number)
-        (loss,) = self.ranks.sum(loss)
-        seconds = time.perf_counter() - began
-        return {
-            "step": number + 1,
-            "phase": self.plan.phase_name(step.phase),
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": gradient_norm(self.engine),
-            "tokens": step.num_tokens,
-            "targets": self.plan.num_targets(step),
-            "tokens_per_s": round(step.num_tokens / seconds, 1),
-            "fill": round(self.plan.fill(step), 4),
-            "balance": round(self.plan.balance(step), 4),
-            "seconds": round(seconds, 3),
-            **memory.peak_memory(self.ranks.device),
+    def _choose_checkpoint(self) -> Path | None:
+        """On every rank. Prepares DeepSpeed for a checkpoint of another number of ranks."""
+        for folder in resume.cut_off(self.config):
+            self.progress.note(f"{folder} was cut off while it was written; passing over it")
+        checkpoint = resume.first_undamaged(self.config, self.candidates, self.ranks, self.progress.note)
+        if checkpoint is None:
+            return None
+        resume.refuse_another_run(checkpoint, self.identity, self.stage)
+        if resume.is_of_other_ranks(checkpoint, self.ranks):
+            resume.make_universal(checkpoint, self.ranks, self.progress.note)
+            self.settings["checkpoint"] = {**self.settings.get("checkpoint", {}), "load_universal": True}
+        return checkpoint
+
+    def _go_on_from(self, checkpoint: Path) -> None:
+        self.num_done = self.num_saved = resume.load_checkpoint(self.engine, checkpoint, self.ranks)
+        self.run_id = read_state(checkpoint)["run_id"]
+        self.progress.note(f"resumed after step {self.num_done} of {len(self.plan.steps)} ({checkpoint})")
+
+    def _step(self) -> Any:
+        number = self.num_done
+        update = self.stepper.run(number)
+        record = record_of(self.stepper, number, update)
+        if self.log is not None:
+            record["phase_loss"] = self.phase_loss.add(record)
+            self.log.write(record)
+            self.tracker.log(record)
+        self.progress.show(record)
+        warning = self.bad_steps.watch(number, update)
+        if warning:
+            self.progress.note(f"warning: {warning}")
+        self.num_done = number + 1
+        return update
+
+    def _is_time_to_save(self) -> bool:
+        every = self.config.save_every_steps
+        return self.num_done == len(self.plan.steps) or (every > 0 and self.num_done % every == 0)
+
+    def _save(self, must: bool) -> None:
+        state = {
+            "step": self.num_done,
+            "phase": self.plan.phase_name(self.plan.steps[self.num_done - 1].phase),
+            "world_size": self.ranks.world_size,
+            "zero_stage": self.stage,
+            "run_id": self.run_id,
+            "identity": self.identity,
         }
-
-    def _forward_and_backward(self, number: int) -> float:
-        """Run this rank's micro-steps. Returns its part of the mean loss per target of the whole step."""
-        num_targets = max(1, self.plan.num_targets(self.plan.steps[number]))
-        # DeepSpeed averages gradients over ranks and micro-steps; this makes it the mean over the step's targets.
-        scale = self.ranks.world_size * self.config.gradient_accumulation_steps / num_targets
-        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for batch in self.batches.of_step(number):
-            batch = batch.to(self.ranks.device, non_blocking=True)
-            loss = self.engine(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                labels=batch.labels,
-                layout=batch.layout,
-            )
-            self.engine.backward(loss * scale)
-            self.engine.step()
-            total += loss.detach()
-        return total.item() / num_targets
+        try:
+            folder = save_checkpoint(self.engine, self.ranks, self.config, state, self.header)
+        except SaveError as error:
+            last = f"the last good checkpoint is of step {self.num_saved}" if self.num_saved else "there is none yet"
+            if must or self.config.on_save_error == "stop":
+                raise SaveError(f"{error}; {last}") from None
+            self.progress.note(f"warning: {error}; {last}; going on (on_save_error: continue)")
+            return
+        self.num_saved = self.num_done
+        self.progress.note(f"saved {folder}")
 
     def export(self) -> Path:
         """Write output_dir/export, reload it and compare. Returns the folder."""
@@ -129,14 +175,22 @@ class Trainer:
         return folder
 
     def close(self) -> None:
-        """Close logs and leave the process group. May be called at any time."""
+        """Close logs and leave the process group, after success or a stop. May be called at any time."""
         self.tracker.close()
         if self.batches is not None:
             self.batches.close()
         if self.log is not None:
             self.log.close()
+        if self.watch is not None:
+            self.watch.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks why this one ends, so that they end too, and keep what was logged."""
+        if self.watch is not None:
+            self.watch.explain(error)
+        self.tracker.close()
 
     def dry_run(self) -> None:
         """Print what a run would do, and what it would need."""
@@ -170,16 +224,6 @@ class Trainer:
             f"{len(self.plan.steps)} steps, {tokens:,} tokens, {self.ranks.world_size} ranks (attention keeps "
             f"{balance:.1%} of them busy), ZeRO stage {self.stage}, {self.config.precision}, {self.plan.scheme} scheme"
         )
-
-    def _record(self, record: dict[str, Any]) -> None:
-        if self.log is not None:
-            self.log.write(record)
-            self.tracker.log(record)
-        self.progress.show(record)
-
-    def _is_time_to_save(self) -> bool:
-        every = self.config.save_every_steps
-        return self.num_done == len(self.plan.steps) or (every > 0 and self.num_done % every == 0)
 
 
 def _indent(text: str, width: int = 2) -> str:

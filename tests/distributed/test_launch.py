@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mvtrain.layout import Layout
 from mvtrain.manifest import read_manifest
-from mvtrain.train.checkpoint import matching_checkpoint
+from mvtrain.train import resume
+from mvtrain.train.config import ConfigError
 from mvtrain.train.engine_setup import read_checkpoint
+from mvtrain.train.identity import identity
+from mvtrain.train.plan import make_plan
 from mvtrain.train.trainer import Trainer
 from tests.distributed.runs import launch_sft, parse, write_recipe, write_traces
 from tests.tiny import tiny_tags
@@ -129,36 +132,74 @@ def test_the_export_is_a_whole_checkpoint(straight):
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def chosen(config, world_size: int, stage: int = 3) -> list[Path]:
+    """Candidates to go on from, the first of which is of this run."""
+    found = resume.candidates(config)
+    plan = make_plan(config, world_size, resume.saved_packs_per_step(config, found, world_size))
+    for folder in found[:1]:
+        resume.refuse_another_run(folder, identity(config, plan), stage)
+    return found
+
+
 def test_resume_refuses_another_run(straight):
     recipe, _ = straight
     config = parse(recipe, "--learning_rate", "2e-3", "--data.epochs", "9")
-    with pytest.raises(ValueError) as caught:
-        matching_checkpoint(config, world_size=4, stage=2)
+    with pytest.raises(ConfigError) as caught:
+        chosen(config, world_size=4, stage=2)
     message = str(caught.value)
-    assert "saved by 2 ranks, this run has 4" in message
-    assert "saved with ZeRO stage 3, this run has stage 2" in message
+    assert "ZeRO stage was 3, now it is 2" in message
     assert "learning_rate was 0.001, now it is 0.002" in message
     assert "data.epochs was 8, now it is 9" in message
-    assert "context" not in message
+    assert "context" not in message and "packs_per_step" not in message
+    assert [folder.name for folder in chosen(parse(recipe), world_size=2)] == ["step-000008", "step-000004"]
+
+
+def test_resume_refuses_another_model_or_data_set_and_says_what_differs(straight, tmp_path):
+    recipe, _ = straight
+    config = parse(recipe)
+    other = shutil.copytree(config.model, tmp_path / "model")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"model weights was [0-9a-f]{16}, now it is [0-9a-f]{16}"):
+        chosen(parse(recipe, "--model", str(other)), world_size=2)
+    rows = Path(config.data.parallel[0]).read_text().splitlines(keepends=True)
+    (tmp_path / "traces.jsonl").write_text("".join(rows[1:]))
+    with pytest.raises(ConfigError) as caught:
+        chosen(parse(recipe, "--data.parallel", str(tmp_path / "traces.jsonl")), world_size=2)
+    assert "data source 1 was parallel, examples 20, tokens" in str(caught.value)
+    assert "now it is parallel, examples 19, tokens" in str(caught.value)
+    (tmp_path / "traces.jsonl").write_text("".join(rows))
+    assert chosen(parse(recipe, "--data.parallel", str(tmp_path / "traces.jsonl")), world_size=2), "it only moved"
+
+
+def test_more_ranks_take_the_same_steps(straight):
+    """The packs of a step are the run's; what a rank does follows from them."""
+    config = parse(straight[0])
+    found = chosen(config, world_size=4)
+    assert resume.saved_packs_per_step(config, found, 4) == 4
+    two, four, three = (make_plan(config, n, resume.saved_packs_per_step(config, found, n)) for n in (2, 4, 3))
+    assert two.steps == four.steps == three.steps
+    assert [plan.batching.accumulation_steps for plan in (two, four, three)] == [2, 1, 2]
 
 
 def test_starting_anew_beside_old_checkpoints_is_refused(straight):
-    """Pruning would take the old run's for the newer ones."""
+    """Removing old ones would take the old run's for the newer."""
     recipe, _ = straight
-    with pytest.raises(ValueError, match="holds checkpoints of a run that went further than step 0"):
-        matching_checkpoint(parse(recipe, "--resume", "never"), world_size=2, stage=3)
+    with pytest.raises(ConfigError, match="holds checkpoints of a run that went further than step 0"):
+        resume.candidates(parse(recipe, "--resume", "never"))
     step_4 = str(output(recipe) / "checkpoints" / "step-000004")
-    with pytest.raises(ValueError, match="further than step 4"):
-        matching_checkpoint(parse(recipe, "--resume", step_4), world_size=2, stage=3)
+    with pytest.raises(ConfigError, match="further than step 4"):
+        resume.candidates(parse(recipe, "--resume", step_4))
 
 
 def test_an_incomplete_checkpoint_is_not_resumed_from(straight, tmp_path):
     recipe, _ = straight
     half = tmp_path / "out" / "checkpoints" / "step-000002"
     shutil.copytree(output(recipe) / "checkpoints" / "step-000004", half, ignore=lambda *_: ["trainer.json"])
-    assert matching_checkpoint(parse(recipe, "--output_dir", str(tmp_path / "out")), 2, 3) is None
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        matching_checkpoint(parse(recipe, "--resume", str(half), "--output_dir", str(tmp_path / "new")), 2, 3)
+    assert resume.candidates(parse(recipe, "--output_dir", str(tmp_path / "out"))) == []
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        resume.candidates(parse(recipe, "--resume", str(half), "--output_dir", str(tmp_path / "new")))
 
 
 def test_dry_run_tells_plan_and_memory(straight, capsys, tmp_path, monkeypatch):

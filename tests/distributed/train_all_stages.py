@@ -9,14 +9,19 @@ import torch
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.export import whole_state
 from mvtrain.train.processes import end_process
+from mvtrain.train.step import record_of
 from mvtrain.train.trainer import Trainer
+
+
+def step(trainer: Trainer, number: int) -> dict:
+    return record_of(trainer.stepper, number, trainer.stepper.run(number))
 
 
 def main() -> None:
     for recipe in sys.argv[1:]:
         trainer = Trainer(TrainConfig.parse([recipe]))
         trainer.start()
-        records = [trainer.run_step(number) for number in range(len(trainer.plan.steps))]
+        records = [step(trainer, number) for number in range(len(trainer.plan.steps))]
         state = whole_state(trainer.engine, trainer.stage)
         if trainer.ranks.is_first:
             torch.save({"records": records, "state": state}, recipe.replace(".yaml", ".pt"))

@@ -1,0 +1,190 @@
+"""Which checkpoint a run goes on from, and going on from it, with any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mvtrain.train.checkpoint import checkpoints_folder, complete_checkpoints, step_of
+from mvtrain.train.checkpoint_files import damage, read_state
+from mvtrain.train.config import ConfigError, TrainConfig
+from mvtrain.train.identity import differences
+from mvtrain.train.processes import Ranks
+from mvtrain.train.random_state import load_random_state
+
+Note = Callable[[str], None]
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def candidates(config: TrainConfig) -> list[Path]:
+    """Complete checkpoints that the run may go on from, the best first. Reads no weights.
+
+    Raises:
+        ConfigError: output_dir holds checkpoints of a run that went further than where this one would begin.
+    """
+    complete = complete_checkpoints(config)
+    if config.resume == "auto":
+        return complete[::-1]
+    chosen = [] if config.resume == "never" else [Path(config.resume)]
+    for folder in chosen:
+        _state(folder)
+    done = read_state(chosen[0])["step"] if chosen else 0
+    later = [folder for folder in complete if step_of(folder) > done]
+    if later:
+        # Removing old checkpoints goes by steps: it would take theirs for the newer ones and remove this run's.
+        raise ConfigError(
+            [
+                f"{config.output_dir} holds checkpoints of a run that went further than step {done} "
+                f"({later[-1].name}); choose another output_dir, or remove them"
+            ]
+        )
+    return chosen
+
+
+def saved_packs_per_step(config: TrainConfig, found: list[Path], world_size: int) -> int | None:
+    """Packs of a step of the run that goes on, where only the number of ranks would change them."""
+    for folder in found:
+        try:
+            state = read_state(folder)
+        except ValueError:
+            continue
+        if config.packs_per_step is None and state["world_size"] != world_size:
+            return state["identity"]["recipe"]["packs_per_step"]
+        return None
+    return None
+
+
+def refuse_another_run(folder: Path, now: dict[str, Any], stage: int) -> None:
+    """
+    Raises:
+        ConfigError: the checkpoint is of another recipe, model, data set or ZeRO stage; says what differs.
+    """
+    state = _state(folder)
+    problems = differences(state["identity"], now)
+    if state["zero_stage"] != stage:
+        problems.append(f"ZeRO stage was {state['zero_stage']}, now it is {stage}")
+    if problems:
+        raise ConfigError(
+            [f"cannot go on from {folder}, it is of another run:"]
+            + [f"  {problem}" for problem in problems]
+            + ["undo the change, or start anew in another output_dir"]
+        )
+
+
+def first_undamaged(config: TrainConfig, found: list[Path], ranks: Ranks, note: Note) -> Path | None:
+    """The first candidate whose files are what was saved. Called by every rank; each reads its share of the files.
+
+    Damaged ones in output_dir are renamed and passed over.
+
+    Raises:
+        ConfigError: the checkpoint that `resume` names is damaged.
+    """
+    for folder in found:
+        problems = _damage_on_all_ranks(folder, ranks)
+        if not problems:
+            return folder
+        text = f"{folder} is damaged: {'; '.join(problems[:3])}"
+        if config.resume != "auto":
+            raise ConfigError([f"{text}; give another checkpoint"])
+        note(f"warning: {text}; passing over it")
+        if ranks.is_first:
+            shutil.rmtree(folder.with_name(folder.name + ".damaged"), ignore_errors=True)
+            folder.rename(folder.with_name(folder.name + ".damaged"))
+        ranks.wait()
+    return None
+
+
+def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> int:
+    """Load weights, optimizer and random states. Called by every rank. Returns the number of steps that are done."""
+    state = read_state(folder)
+    source = folder if state["world_size"] == ranks.world_size else universal_folder(folder)
+    loaded, _ = engine.load_checkpoint(str(source.parent), tag=source.name)
+    assert loaded is not None, f"DeepSpeed found no checkpoint in {source}"
+    load_random_state(folder, ranks.rank)
+    ranks.wait()
+    if ranks.is_first and source != folder:
+        shutil.rmtree(source)
+    return state["step"]
+
+
+def make_universal(folder: Path, ranks: Ranks, note: Note) -> None:
+    """Convert a checkpoint of another number of ranks into DeepSpeed's universal form, beside it.
+
+    The first rank does it in a process of its own; the others look for its end, as a collective could time out.
+
+    Raises:
+        RuntimeError: the conversion failed.
+    """
+    beside = universal_folder(folder)
+    end = beside.with_name(beside.name + ".done")
+    if ranks.is_first:
+        end.unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+    ranks.wait()
+    if ranks.is_first:
+        saved = read_state(folder)["world_size"]
+        note(f"converting {folder.name} from {saved} to {ranks.world_size} ranks")
+        end.write_text(_convert(folder, beside))
+    while not end.is_file():
+        time.sleep(0.2)
+    ranks.wait()
+    failure = end.read_text()
+    ranks.wait()
+    if ranks.is_first:
+        end.unlink()
+    if failure:
+        raise RuntimeError(f"could not convert {folder} for {ranks.world_size} ranks: {failure}")
+
+
+def universal_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".universal")
+
+
+def is_of_other_ranks(folder: Path, ranks: Ranks) -> bool:
+    return read_state(folder)["world_size"] != ranks.world_size
+
+
+def cut_off(config: TrainConfig) -> list[Path]:
+    """What interrupted saves left."""
+    return sorted(checkpoints_folder(config).glob("step-*.partial"))
+
+
+def _convert(folder: Path, beside: Path) -> str:
+    """Returns what went wrong, or nothing."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(folder), "--output_folder", str(beside)]
+    workers = str(max(1, min(8, (os.cpu_count() or 1) // 2)))
+    run = subprocess.run(
+        [*command, "--num_extract_workers", workers, "--num_merge_workers", workers],
+        env={key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES},
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode == 0:
+        return ""
+    shutil.rmtree(beside, ignore_errors=True)
+    return (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+
+
+def _damage_on_all_ranks(folder: Path, ranks: Ranks) -> list[str]:
+    try:
+        files = sorted(read_state(folder)["files"].items())
+    except ValueError as error:
+        mine = [str(error)] if ranks.is_first else []
+    else:
+        mine = damage(folder, dict(files[ranks.rank :: ranks.world_size]))
+    return [problem for of_rank in ranks.gather(mine) for problem in of_rank]
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return read_state(folder)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
