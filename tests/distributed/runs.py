@@ -51,11 +51,12 @@ def write_traces(path: Path, count: int) -> Path:
     rows = []
     for number in range(count):
         paths = ["tick tock " * source.randint(1, 25) for _ in range(source.randint(2, 4))]
+        nested = [paths[0] + _block(["tick ", "tock tock "], "1.") + "done ", *paths[1:]]
         rows.append(
             {
                 "question": f"How many ticks, case {number}?",
                 "deepseek_thinking_trajectory": "\n".join(paths),
-                "deepseek_thinking_trajectory_parallel": _trace(paths),
+                "deepseek_thinking_trajectory_parallel": _trace(nested if number % 3 == 2 else paths),
                 "deepseek_attempt": str(sum(text.count("tick") for text in paths)),
             }
         )
@@ -64,10 +65,14 @@ def write_traces(path: Path, count: int) -> Path:
 
 
 def _trace(paths: list[str]) -> str:
-    outlines = "\n".join(f"<Outline>\n{i}: count\n</Outline>" for i in range(1, len(paths) + 1))
-    bodies = "\n".join(f"<Path>\n{i}: {text}\n</Path>" for i, text in enumerate(paths, 1))
+    return f"<Think>\n{_block(paths)}\n</Think>"
+
+
+def _block(paths: list[str], prefix: str = "") -> str:
+    outlines = "\n".join(f"<Outline>\n{prefix}{i}: count\n</Outline>" for i in range(1, len(paths) + 1))
+    bodies = "\n".join(f"<Path>\n{prefix}{i}: {text}\n</Path>" for i, text in enumerate(paths, 1))
     block = f"<Goal>\n{outlines}\n</Goal>\n{bodies}\n<Conclusion>\nAdd them.\n</Conclusion>"
-    return f"<Think>\n<Parallel>\n{block}\n</Parallel>\n</Think>"
+    return f"<Parallel>\n{block}\n</Parallel>"
 
 
 def parse(recipe: Path, *flags: str) -> TrainConfig:
@@ -76,10 +81,20 @@ def parse(recipe: Path, *flags: str) -> TrainConfig:
 
 def run_pair(module: str, *arguments: str) -> None:
     """Run a module on two ranks, without a launcher."""
+    run_ranks(2, module, *arguments)
+
+
+def run_ranks(world_size: int, module: str, *arguments: str) -> None:
+    """Run a module on some ranks, without a launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -89,7 +104,7 @@ def run_pair(module: str, *arguments: str) -> None:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world_size)
     ]
     outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     failed = [output[-4000:] for rank, output in zip(ranks, outputs, strict=True) if rank.returncode]
