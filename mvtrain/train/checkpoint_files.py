@@ -51,7 +51,7 @@ def damage(folder: Path, files: dict[str, list[int]]) -> list[str]:
             problems.append(f"{name}: {error.strerror}")
             continue
         if found[0] != size:
-            problems.append(f"{name} has {found[0]:,} bytes, {size:,} were saved")
+            problems.append(f"{name} has {found[0]:,} bytes, {size:,} bytes were saved")
         elif found[1] != checksum:
             problems.append(f"{name} is not what was saved (checksum)")
     return problems

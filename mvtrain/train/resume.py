@@ -104,13 +104,18 @@ def first_undamaged(config: TrainConfig, found: list[Path], ranks: Ranks, note: 
 def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> int:
     """Load weights, optimizer and random states. Called by every rank. Returns the number of steps that are done."""
     state = read_state(folder)
-    source = folder if state["world_size"] == ranks.world_size else universal_folder(folder)
+    source = universal_folder(folder) if needs_conversion(folder, ranks) else folder
+    settings = [_settings(group) for group in engine.optimizer.param_groups]
     loaded, _ = engine.load_checkpoint(str(source.parent), tag=source.name)
     assert loaded is not None, f"DeepSpeed found no checkpoint in {source}"
+    # From a universal checkpoint DeepSpeed gives every group the settings of the first: norms would decay.
+    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(own)
     load_random_state(folder, ranks.rank)
     ranks.wait()
     if ranks.is_first and source != folder:
         shutil.rmtree(source)
+        (source.parent / "latest_universal").unlink(missing_ok=True)  # DeepSpeed's, names what was just removed
     return state["step"]
 
 
@@ -129,8 +134,6 @@ def make_universal(folder: Path, ranks: Ranks, note: Note) -> None:
         shutil.rmtree(beside, ignore_errors=True)
     ranks.wait()
     if ranks.is_first:
-        saved = read_state(folder)["world_size"]
-        note(f"converting {folder.name} from {saved} to {ranks.world_size} ranks")
         end.write_text(_convert(folder, beside))
     while not end.is_file():
         time.sleep(0.2)
@@ -147,13 +150,29 @@ def universal_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + ".universal")
 
 
-def is_of_other_ranks(folder: Path, ranks: Ranks) -> bool:
-    return read_state(folder)["world_size"] != ranks.world_size
+def needs_conversion(folder: Path, ranks: Ranks) -> bool:
+    """Whether it is of another number of ranks; where every rank held everything any number can read it."""
+    state = read_state(folder)
+    is_divided = any("optim_states" in name for name in state["files"])
+    return is_divided and state["world_size"] != ranks.world_size
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether its trainer.json is whole; its other files may be damaged all the same."""
+    try:
+        read_state(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def cut_off(config: TrainConfig) -> list[Path]:
     """What interrupted saves left."""
     return sorted(checkpoints_folder(config).glob("step-*.partial"))
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _convert(folder: Path, beside: Path) -> str:

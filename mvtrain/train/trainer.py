@@ -55,7 +55,7 @@ class Trainer:
         self.plan = make_plan(config, self.ranks.world_size, packs_per_step)
         self.settings = deepspeed_settings(config, self.plan.batching)
         self.identity = identity(config, self.plan)
-        for folder in self.candidates[:1]:
+        for folder in filter(resume.is_readable, self.candidates[:1]):
             resume.refuse_another_run(folder, self.identity, self.stage)
         self.progress = Progress(len(self.plan.steps), config.log_every, sys.stdout if self.ranks.is_first else None)
         self.engine: Any = None
@@ -119,7 +119,10 @@ class Trainer:
         if checkpoint is None:
             return None
         resume.refuse_another_run(checkpoint, self.identity, self.stage)
-        if resume.is_of_other_ranks(checkpoint, self.ranks):
+        saved = read_state(checkpoint)["world_size"]
+        if saved != self.ranks.world_size:
+            self.progress.note(f"going from {saved} to {self.ranks.world_size} ranks")
+        if resume.needs_conversion(checkpoint, self.ranks):
             resume.make_universal(checkpoint, self.ranks, self.progress.note)
             self.settings["checkpoint"] = {**self.settings.get("checkpoint", {}), "load_universal": True}
         return checkpoint

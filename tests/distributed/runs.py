@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import yaml
 
 from mvtrain.train.config import TrainConfig
@@ -111,24 +116,66 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     assert not failed, "\n".join(failed)
 
 
-def launch_sft(recipe: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_accelerators 2 launch/sft.py RECIPE flags`."""
-    return launch("sft.py", str(recipe), *flags)
+def launch_sft(recipe: Path, *flags: str, ranks: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_accelerators RANKS launch/sft.py RECIPE flags`."""
+    return launch("sft.py", str(recipe), *flags, ranks=ranks, **environment)
 
 
-def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_accelerators 2 launch/SCRIPT arguments`."""
+def launch(script: str, *arguments: str, ranks: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_accelerators RANKS launch/SCRIPT arguments`, to its end."""
+    started = start(script, *arguments, ranks=ranks, **environment)
+    output, errors = started.communicate(timeout=300)
+    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
+
+
+def start(script: str, *arguments: str, ranks: int = 2, **environment: str) -> subprocess.Popen[str]:
+    """The same, running."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    return subprocess.Popen(
+        [*command, "--master_port", str(free_port()), str(ROOT / "launch" / script), *arguments],
+        env=variables,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of_ranks(launcher: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes below a launcher, in the order of ranks."""
+    found = {}
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for word in process.cmdline():
+                if word.startswith("--local_rank="):
+                    found[int(word.partition("=")[2])] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_for(condition: Callable[[], Any], launcher: subprocess.Popen, seconds: float = 120) -> Any:
+    """Poll until the condition is true. Fails where the launcher ends first, with what it printed."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if launcher.poll() is not None or time.monotonic() > end:
+            launcher.kill()
+            raise AssertionError("".join(launcher.communicate(timeout=30)))
+        time.sleep(0.005)
+    return value
+
+
+def num_logged(out: Path) -> int:
+    """Steps in log.jsonl."""
+    log = out / "log.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    return subprocess.run(
-        [*command, str(ROOT / "launch" / script), *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+        return probe.getsockname()[1]
