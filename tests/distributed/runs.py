@@ -86,13 +86,10 @@ def run_pair(module: str, *arguments: str) -> None:
 
 def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     """Run a module on some ranks, without a launcher."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     ranks = [
@@ -111,16 +108,20 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     assert not failed, "\n".join(failed)
 
 
-def launch_sft(recipe: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_accelerators 2 launch/sft.py RECIPE flags`."""
-    return launch("sft.py", str(recipe), *flags)
-
-
-def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_accelerators 2 launch/SCRIPT arguments`."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def launch_sft(recipe: Path, *flags: str, port: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_accelerators 2 launch/sft.py RECIPE flags`."""
+    return launch("sft.py", str(recipe), *flags, port=port)
+
+
+def launch(script: str, *arguments: str, port: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_accelerators 2 launch/SCRIPT arguments`."""
+    port = port or free_port()
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
