@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
+import torch
 from torch.distributed import DistError, TCPStore
 
 from mvtrain.train.launchers import Launch, LaunchError
@@ -153,6 +154,7 @@ def _arrive(store: TCPStore, launch: Launch) -> None:
             f"there, or two hosts were given the same number (`--node_rank`); {HOW_TO_MOVE}",
             on_all_ranks=False,
         )
+    store.set(f"address/{launch.rank}", _own_address())
     store.set(f"host/{launch.rank}", socket.gethostname())
     store.add("arrived", 1)
 
@@ -163,26 +165,58 @@ def _await_all(store: TCPStore, launch: Launch, patience: float) -> TCPStore:
     while (arrived := store.add("arrived", 0)) < launch.world_size:
         waited = time.monotonic() - began
         if waited > patience:
-            _call_off(store, launch, patience)
+            _call_off(store, _who_is_missing(store, launch, patience))
         if waited > NOTICE and not told:
             told = True
             _say(f"{arrived} of {launch.world_size} ranks have come to {_where(launch)} in {waited:.0f} s; waiting")
         time.sleep(0.1)
+    unreachable = _who_offers_loopback(store, launch)
+    if unreachable:
+        _call_off(store, unreachable)
     store.set("verdict", "go")
     return store
 
 
-def _call_off(store: TCPStore, launch: Launch, patience: float) -> NoReturn:
+def _call_off(store: TCPStore, message: str) -> NoReturn:
+    store.set("verdict", f"error: {message}")
+    time.sleep(2)  # the store ends with this rank; let the others read it first
+    raise LaunchError(message, on_all_ranks=True)
+
+
+def _who_is_missing(store: TCPStore, launch: Launch, patience: float) -> str:
     missing = [rank for rank in range(launch.world_size) if not store.check([f"host/{rank}"])]
     hosts = {store.get(f"host/{rank}").decode() for rank in range(launch.world_size) if rank not in missing}
-    message = (
+    return (
         f"{show_ranks(missing)} of {launch.world_size} did not come to {_where(launch)} within {patience:.0f} s "
         f"(others did, from {', '.join(sorted(hosts))}); their output says why. If they wait as well, "
         "they cannot reach this address: a firewall, or the wrong network (`--master_addr`, or MASTER_ADDR with srun)"
     )
-    store.set("verdict", f"error: {message}")
-    time.sleep(2)  # the store ends with this rank; let the others read it first
-    raise LaunchError(message, on_all_ranks=True)
+
+
+def _own_address() -> str:
+    """What gloo gives the other ranks to connect to, if it has to guess: the address of the host's own name."""
+    if torch.cuda.is_available() or "GLOO_SOCKET_IFNAME" in os.environ:
+        return "chosen otherwise"
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "unknown"
+
+
+def _who_offers_loopback(store: TCPStore, launch: Launch) -> str | None:
+    """With several hosts, gloo would wait long for an address that means another host to each of them."""
+    ranks = range(launch.world_size)
+    hosts = [store.get(f"host/{rank}").decode() for rank in ranks]
+    addresses = [store.get(f"address/{rank}").decode() for rank in ranks]
+    local = {hosts[rank]: addresses[rank] for rank in ranks if addresses[rank].startswith("127.")}
+    if len(set(hosts)) == 1 or not local:
+        return None
+    names = ", ".join(f"{host} ({address})" for host, address in local.items())
+    return (
+        f"the own name of {names} is an address that no other host can reach (see /etc/hosts there); set "
+        "GLOO_SOCKET_IFNAME on every host to the network that joins them (`ip -brief address` lists them), for example "
+        "in ~/.deepspeed_env"
+    )
 
 
 def _await_verdict(store: TCPStore, launch: Launch, patience: float) -> TCPStore:

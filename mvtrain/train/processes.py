@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from mvtrain.train.batching import Batching
-from mvtrain.train.launchers import Launch, read_launch
+from mvtrain.train.launchers import Launch, LaunchError, read_launch
 from mvtrain.train.meeting import PATIENCE, met
 
 
@@ -60,8 +60,17 @@ class Ranks:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         # DeepSpeed still calls collectives by names that torch is about to rename.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
         with met(read_launch(os.environ), patience):
-            deepspeed.init_distributed(dist_backend="nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+            try:
+                deepspeed.init_distributed(dist_backend=backend, verbose=False)
+            except RuntimeError as error:
+                raise LaunchError(
+                    f"rank {self.rank} on {socket.gethostname()} met the others, but {backend} could not connect to "
+                    f"them; set {backend.upper()}_SOCKET_IFNAME on every host to the network that joins them "
+                    f"(`ip -brief address` lists them). {error}",
+                    on_all_ranks=False,
+                ) from None
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64."""

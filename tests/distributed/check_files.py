@@ -17,7 +17,7 @@ LAG = 2.0
 
 
 def shared(folder: Path, ranks: Ranks) -> float:
-    return check_shared_folder(folder / "out", ranks, patience=20)
+    return check_shared_folder(folder / "out", ranks, patience=5)
 
 
 def lagging(folder: Path, ranks: Ranks) -> float:
