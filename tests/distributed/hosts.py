@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvtrain.train.launchers import VARIABLES
 from tests.distributed.runs import ROOT
 
 NETWORK = "10.213.7"
@@ -98,16 +99,8 @@ def environment(folder: Path) -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }
-    of_launchers = (
-        "GLOO_SOCKET_IFNAME",
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    )
-    return {name: value for name, value in os.environ.items() if name not in of_launchers} | paths
+    dropped = (*VARIABLES, "LOCAL_SIZE", "GLOO_SOCKET_IFNAME")
+    return {name: value for name, value in os.environ.items() if name not in dropped} | paths
 
 
 def records(folder: Path) -> list[list[str]]:
