@@ -42,14 +42,15 @@ def cluster(tmp_path_factory):
     if reason:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("cluster")
-    before = namespaces_of_children()
     with two_hosts(folder) as hosts:
-        assert len(namespaces_of_children() - before) == 2
+        networks = {os.readlink(f"/proc/{host.pid}/ns/net") for host in hosts}
+        assert len(networks) == 2
+        assert networks <= networks_in_use()
         yield folder, hosts
-    assert namespaces_of_children() == before, "nothing is left of the hosts"
+    assert not networks & networks_in_use(), "no process is left of the hosts"
 
 
-def namespaces_of_children() -> set[str]:
+def networks_in_use() -> set[str]:
     """Network namespaces in which a process runs."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
