@@ -16,6 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mvtrain.train.launchers import is_first_rank
+
 USAGE = "deepspeed [launcher flags] launch/sft.py RECIPE.yaml [--key value ...]"
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -216,9 +218,9 @@ class TrainConfig(_Group):
             raise SystemExit(2) from None
 
 
-def complain(message: str) -> None:
-    """Print a user's mistake once per run: on the first rank, before the others end and the launcher kills it."""
-    if os.environ.get("RANK", "0") == "0":
+def complain(message: str, *, for_all: bool = True) -> None:
+    """Print a mistake; one that all ranks find once per run, before the others end and the launcher kills the first."""
+    if not for_all or is_first_rank(os.environ):
         print(f"sft: error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(3)

@@ -7,12 +7,14 @@ import os
 import socket
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 
 from mvtrain.train.batching import Batching
+from mvtrain.train.launchers import Launch, LaunchError, read_launch
+from mvtrain.train.meeting import PATIENCE, met
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,29 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """What the launcher says; one rank where no launcher started this process. Starts nothing."""
-        _be_alone_without_launcher()
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, device)
+        """What the launcher or Slurm says; one rank where nothing started several. Starts nothing.
+
+        Raises:
+            ValueError: the environment is incomplete, or there is no GPU for this rank.
+        """
+        launch = read_launch(os.environ)
+        if torch.cuda.is_available():
+            launch = replace(launch, local_rank=_gpu_of(launch, torch.cuda.device_count()))
+        launch.export(os.environ)
+        device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return cls(launch.rank, launch.world_size, launch.local_rank, device)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def connect(self) -> None:
-        """Start the process group (gloo on the CPU, nccl on CUDA)."""
+    def connect(self, patience: float = PATIENCE) -> None:
+        """Start the process group (gloo on the CPU, nccl on CUDA), when all ranks have come.
+
+        Raises:
+            LaunchError: the port is in use, the first rank cannot be reached, or ranks did not come within `patience`
+                seconds.
+        """
         deepspeed = import_deepspeed()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -47,7 +60,17 @@ class Ranks:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         # DeepSpeed still calls collectives by names that torch is about to rename.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-        deepspeed.init_distributed(dist_backend="nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        with met(read_launch(os.environ), patience):
+            try:
+                deepspeed.init_distributed(dist_backend=backend, verbose=False)
+            except RuntimeError as error:
+                raise LaunchError(
+                    f"rank {self.rank} on {socket.gethostname()} met the others, but {backend} could not connect to "
+                    f"them; set {backend.upper()}_SOCKET_IFNAME on every host to the network that joins them "
+                    f"(`ip -brief address` lists them). {error}",
+                    on_all_ranks=False,
+                ) from None
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64."""
@@ -99,13 +122,15 @@ def end_process(status: int = 0) -> NoReturn:
     os._exit(status)
 
 
-def _be_alone_without_launcher() -> None:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _gpu_of(launch: Launch, num_gpus: int) -> int:
+    if launch.by == "slurm" and num_gpus == 1:
+        return 0  # with --gpus-per-task=1 each task sees its own GPU only, and it is number 0 to every one
+    if launch.local_rank >= num_gpus:
+        raise ValueError(
+            f"rank {launch.rank} is number {launch.local_rank} on {socket.gethostname()}, counting from 0, but sees "
+            f"{num_gpus} GPUs; start as many ranks on a host as it has GPUs"
+        )
+    return launch.local_rank
 
 
 def _share_cores() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvtrain.train.checkpoint import checkpoints_folder, complete_checkpoints, step_of
 from mvtrain.train.checkpoint_files import damage, read_state
 from mvtrain.train.config import ConfigError, TrainConfig
@@ -108,9 +110,13 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> int:
     settings = [_settings(group) for group in engine.optimizer.param_groups]
     loaded, _ = engine.load_checkpoint(str(source.parent), tag=source.name)
     assert loaded is not None, f"DeepSpeed found no checkpoint in {source}"
-    # From a universal checkpoint DeepSpeed gives every group the settings of the first: norms would decay.
+    # From a universal checkpoint DeepSpeed's ZeRO-3 gives every group the settings of the first, so that norms would
+    # decay, and all of them one tensor as their count of steps, which each would then count up.
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
+    for values in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
+        if isinstance(values.get("step"), torch.Tensor):
+            values["step"] = values["step"].clone()
     load_random_state(folder, ranks.rank)
     ranks.wait()
     if ranks.is_first and source != folder:

@@ -11,6 +11,7 @@ import traceback
 from mvtrain.train.bad_steps import TooManyBadSteps
 from mvtrain.train.checkpoint import SaveError
 from mvtrain.train.config import ConfigError, TrainConfig, complain
+from mvtrain.train.launchers import LaunchError
 from mvtrain.train.processes import end_process
 from mvtrain.train.stopping import STOPPED, Preempted
 from mvtrain.train.trainer import Trainer
@@ -36,6 +37,10 @@ def run(config: TrainConfig) -> None:
         trainer.progress.note(f"sft: {stop}; the same command goes on from there")
         trainer.close()
         end_process(STOPPED)
+    except LaunchError as error:  # before the first step
+        complain(str(error), for_all=error.on_all_ranks)
+        trainer.close()
+        end_process(2)
     except EXPECTED as error:  # on every rank alike
         complain(str(error))
         trainer.close()

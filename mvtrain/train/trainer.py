@@ -8,6 +8,7 @@ trainer.close()
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import sys
@@ -31,6 +32,7 @@ from mvtrain.train.plan import make_plan, step_counts
 from mvtrain.train.processes import Ranks
 from mvtrain.train.progress import Progress
 from mvtrain.train.settings import deepspeed_settings, zero_stage
+from mvtrain.train.shared_folder import check_same_on_all_ranks, check_shared_folder
 from mvtrain.train.step import Stepper, record_of
 from mvtrain.train.stopping import Preempted, StopSignals
 from mvtrain.train.tracking import NoTracker, PhaseLoss, StepLog, WandbTracker, start_tracker
@@ -88,11 +90,16 @@ class Trainer:
         self.signals.finish_steps(False)
 
     def start(self) -> None:
-        """Connect the ranks, load the model and the checkpoint to go on from."""
+        """Connect the ranks, load the model and the checkpoint to go on from.
+
+        Raises:
+            LaunchError: the ranks cannot reach each other, or see different files.
+        """
         self.progress.note(self._data_summary())
         self.progress.note(self._headline())
         self.ranks.connect()
         self.watch = Watch(self.ranks)
+        self._check_that_ranks_agree()
         checkpoint = self._choose_checkpoint()
         group = self.ranks.sequence_group(self.plan.batching)
         self.engine = start_engine(self.config, self.settings, self.plan.tags.as_tuple(), group)
@@ -110,6 +117,17 @@ class Trainer:
             self.phase_loss = PhaseLoss(self.log.kept)
             write_durably(folder / HEADER_NAME, self.header)
             self.tracker = start_tracker(self.config, self.run_id)
+
+    def _check_that_ranks_agree(self) -> None:
+        """Ranks that differ in what they read would wait for each other without end, or spoil the weights."""
+        lag = check_shared_folder(Path(self.config.output_dir), self.ranks)
+        if lag > 1:
+            self.progress.note(f"{self.config.output_dir}: a new file took {lag:.1f} s to show up on every host")
+        names = [folder.name for folder in self.candidates]
+        check_same_on_all_ranks("the list of checkpoints to resume from", ", ".join(names) or "none", self.ranks)
+        for part, values in self.identity.items():
+            digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+            check_same_on_all_ranks(f"the {part}", digest, self.ranks)
 
     def _choose_checkpoint(self) -> Path | None:
         """On every rank. Prepares DeepSpeed for a checkpoint of another number of ranks."""

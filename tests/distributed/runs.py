@@ -91,13 +91,10 @@ def run_pair(module: str, *arguments: str) -> None:
 
 def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     """Run a module on some ranks, without a launcher."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     ranks = [
@@ -116,25 +113,31 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     assert not failed, "\n".join(failed)
 
 
-def launch_sft(recipe: Path, *flags: str, ranks: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch_sft(
+    recipe: Path, *flags: str, ranks: int = 2, port: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_accelerators RANKS launch/sft.py RECIPE flags`."""
-    return launch("sft.py", str(recipe), *flags, ranks=ranks, **environment)
+    return launch("sft.py", str(recipe), *flags, ranks=ranks, port=port, **environment)
 
 
-def launch(script: str, *arguments: str, ranks: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    script: str, *arguments: str, ranks: int = 2, port: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_accelerators RANKS launch/SCRIPT arguments`, to its end."""
-    started = start(script, *arguments, ranks=ranks, **environment)
+    started = start(script, *arguments, ranks=ranks, port=port, **environment)
     output, errors = started.communicate(timeout=300)
     return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
-def start(script: str, *arguments: str, ranks: int = 2, **environment: str) -> subprocess.Popen[str]:
+def start(
+    script: str, *arguments: str, ranks: int = 2, port: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
     """The same, running."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
     return subprocess.Popen(
-        [*command, "--master_port", str(free_port()), str(ROOT / "launch" / script), *arguments],
+        [*command, "--master_port", str(port or free_port()), str(ROOT / "launch" / script), *arguments],
         env=variables,
         cwd=ROOT,
         stdout=subprocess.PIPE,

@@ -203,8 +203,8 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(straight, tmp_path):
 
 
 def test_dry_run_tells_plan_and_memory(straight, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
     recipe, _ = straight
     config = parse(recipe, "--dry-run", "--output_dir", str(tmp_path / "none"))
     trainer = Trainer(config)
