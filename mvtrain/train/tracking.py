@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import netrc
 import os
@@ -30,10 +31,17 @@ class StepLog:
         self.kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
         write_durably(self.path, "".join(self.kept))  # a run killed right now must not lose the lines of before
         self._file = self.path.open("a")
+        self._warned = False
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """A disk without room costs lines and one warning, not the run."""
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            if not self._warned:
+                print(f"sft: warning: {self.path}: {error.strerror}; steps are missing", file=sys.stderr, flush=True)
+            self._warned = True
 
     def close(self) -> None:
         self._file.close()
@@ -110,9 +118,19 @@ def start_tracker(config: TrainConfig, run_id: str) -> NoTracker | WandbTracker:
         try:
             return WandbTracker(_init(config, run_id, attempt))
         except Exception as error:  # ImportError, no network, a wrong key
+            if attempt == "online":
+                _forget_failed_run()
             again = f"recording into {config.output_dir}/wandb; `wandb sync` sends it later"
             _warn("not used", error, again if attempt == "online" else "")
     return NoTracker()
+
+
+def _forget_failed_run() -> None:
+    """wandb's background service takes the run's id for used until it is started anew."""
+    with contextlib.suppress(Exception):
+        import wandb
+
+        wandb.teardown()
 
 
 def _init(config: TrainConfig, run_id: str, mode: str) -> Any:

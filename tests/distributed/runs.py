@@ -22,6 +22,9 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
+Finished = subprocess.CompletedProcess[str]
+Started = subprocess.Popen[str]
+
 
 def write_recipe(folder: Path, *, tied: bool, count: int = 12, **changes) -> Path:
     """A model and traces in `folder`, and a recipe that trains on them in fp32 with accumulation and clipping."""
@@ -113,25 +116,19 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     assert not failed, "\n".join(failed)
 
 
-def launch_sft(
-    recipe: Path, *flags: str, ranks: int = 2, port: int | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def launch_sft(recipe: Path, *flags: str, ranks: int = 2, port: int | None = None, **environment: str) -> Finished:
     """`deepspeed --num_accelerators RANKS launch/sft.py RECIPE flags`."""
     return launch("sft.py", str(recipe), *flags, ranks=ranks, port=port, **environment)
 
 
-def launch(
-    script: str, *arguments: str, ranks: int = 2, port: int | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def launch(script: str, *arguments: str, ranks: int = 2, port: int | None = None, **environment: str) -> Finished:
     """`deepspeed --num_accelerators RANKS launch/SCRIPT arguments`, to its end."""
     started = start(script, *arguments, ranks=ranks, port=port, **environment)
     output, errors = started.communicate(timeout=300)
     return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
-def start(
-    script: str, *arguments: str, ranks: int = 2, port: int | None = None, **environment: str
-) -> subprocess.Popen[str]:
+def start(script: str, *arguments: str, ranks: int = 2, port: int | None = None, **environment: str) -> Started:
     """The same, running."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
