@@ -33,6 +33,7 @@ from mvtrain.attention import register
 from mvtrain.attention.checkpointing import contexts_that_save_attention
 from mvtrain.data.collate import IGNORED, shifted
 from mvtrain.layout import Layout
+from mvtrain.train.flops import peak_flops, step_flops
 from mvtrain.train.model import SumOfTokenLosses
 
 MODELS = {
@@ -45,9 +46,6 @@ MODELS = {
         vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
     ),
 }  # fmt: skip
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16, from the data sheets of the SXM versions, by a part of the device's name."""
 
 
 def main() -> None:
@@ -77,7 +75,7 @@ def main() -> None:
 
 def _row(form: str, options, module, layout: Layout, medians: dict[str, float], memory: float, device) -> dict:
     flops = _flops(module, layout if form != "causal" else without_blocks(layout)) / medians[form]
-    peak = next((value for name, value in PEAK_FLOPS.items() if device.type == "cuda" and name in _name(device)), None)
+    peak = peak_flops(device)
     return {
         "form": form,
         "layout": options.shape,
@@ -93,12 +91,8 @@ def _row(form: str, options, module, layout: Layout, medians: dict[str, float], 
 
 
 def _flops(module: SumOfTokenLosses, layout: Layout) -> float:
-    config = module.lm.config
-    width = config.hidden_size // config.num_attention_heads
-    embedding = 0 if config.tie_word_embeddings else module.lm.get_input_embeddings().weight.numel()
-    num_parameters = sum(p.numel() for p in module.lm.parameters()) - embedding
-    attention = 12 * width * config.num_attention_heads * config.num_hidden_layers * layout.num_visible_pairs
-    return 6 * num_parameters * layout.num_tokens + attention
+    num_parameters = sum(p.numel() for p in module.lm.parameters())
+    return step_flops(module.lm.config, num_parameters, layout.num_tokens, layout.num_visible_pairs)
 
 
 def _step(form: str, module: SumOfTokenLosses, optimizer, layout: Layout, device) -> Callable[[], None]:
@@ -145,10 +139,6 @@ def _module(options, device) -> SumOfTokenLosses:
         contexts = {"context_fn": contexts_that_save_attention} if options.checkpointing == "attention" else {}
         lm.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
     return SumOfTokenLosses(lm).train()
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
 
 
 def _options() -> argparse.Namespace:

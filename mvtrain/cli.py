@@ -13,6 +13,7 @@ COMMANDS = {
     "convert": "turn an autoregressive checkpoint into one that knows the tags",
     "check": "check trace files and print their statistics",
     "prepare": "write training and evaluation data",
+    "plan": "say whether a training run fits into memory, and how long it takes",
     "generate": "answer prompts in parallel and show the tree",
     "verify": "compare the engine with the training forward pass",
     "evaluate": "measure accuracy, form, parallelism and speed",

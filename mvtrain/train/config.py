@@ -173,6 +173,12 @@ class TrainConfig(_Group):
         return value
 
     @model_validator(mode="after")
+    def _tags_are_not_slower(self) -> TrainConfig:
+        if self.tag_learning_rate is not None and self.tag_learning_rate < self.learning_rate:
+            raise ValueError(f"tag_learning_rate must be at least learning_rate, {self.learning_rate}")
+        return self
+
+    @model_validator(mode="after")
     def _one_way_to_say_the_batch(self) -> TrainConfig:
         if self.packs_per_step and self.gradient_accumulation_steps != 1:
             raise ValueError("packs_per_step sets gradient_accumulation_steps; give one of the two")

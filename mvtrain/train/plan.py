@@ -65,6 +65,10 @@ class Plan:
         """Tokens with a loss in a step, over all ranks."""
         return sum(self.examples[index].num_targets for pack in step.packs for index in pack)
 
+    def num_visible_pairs(self, step: Step) -> int:
+        """(query, key) pairs that attention computes in a step."""
+        return sum(self.costs[index] for pack in step.packs for index in pack)
+
     def fill(self, step: Step) -> float:
         """Share of the step's packs, missing ones included, that holds tokens."""
         return step.num_tokens / (self.config.context * self.batching.packs_per_rank * self.batching.num_groups)

@@ -14,6 +14,7 @@ from mvtrain.train import memory
 from mvtrain.train.clock import StepClock
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.engine_setup import gradient_norm, set_learning_rate
+from mvtrain.train.flops import peak_flops, step_flops
 from mvtrain.train.loading import BatchesAhead
 from mvtrain.train.plan import Plan
 from mvtrain.train.processes import Ranks
@@ -48,6 +49,8 @@ class Stepper:
     ) -> None:
         self.config, self.ranks, self.plan = config, ranks, plan
         self.engine, self.batches, self.signals = engine, batches, signals
+        self.num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+        self.peak_flops = peak_flops(ranks.device)
 
     def run(self, number: int) -> Update:
         """Forward, backward and update for one step, counted from 0. Called by every rank."""
@@ -136,6 +139,10 @@ def record_of(stepper: Stepper, number: int, update: Update) -> dict[str, Any]:
         **{f"seconds_{name}": round(value, 4) for name, value in update.seconds.items() if name != "all"},
         **memory.peak_memory(ranks.device),
     }
+    if stepper.peak_flops:
+        pairs = plan.num_visible_pairs(step)
+        flops = step_flops(stepper.engine.module.lm.config, stepper.num_parameters, step.num_tokens, pairs)
+        record["mfu"] = round(flops / seconds / (stepper.peak_flops * ranks.world_size), 4)
     if stepper.config.tag_learning_rate:
         record["lr_tags"] = stepper.tag_rate(number)
     if not update.applied:

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from mvtrain.train import memory, resume
+from mvtrain.train import resume
 from mvtrain.train.bad_steps import BadSteps
 from mvtrain.train.batching import Batching
 from mvtrain.train.checkpoint import SaveError, save_checkpoint
 from mvtrain.train.checkpoint_files import read_state, write_durably
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.engine_setup import start_engine
+from mvtrain.train.estimate import ModelSize, estimate
 from mvtrain.train.export import export_model
 from mvtrain.train.header import HEADER_NAME, run_header
 from mvtrain.train.identity import identity
@@ -225,9 +226,8 @@ class Trainer:
         for name, num_steps, tokens, fill in step_counts(self.plan):
             lines.append(f"  {name}: {num_steps} steps, {tokens / num_steps:,.0f} tokens a step, fill {fill:.1%}")
         lines.append(f"memory per rank, estimated (ZeRO stage {self.stage}, {self.ranks.world_size} ranks)")
-        offload = "offload_optimizer" in self.settings["zero_optimization"]
-        size = memory.ModelSize.of_checkpoint(self.config.model)
-        parts = memory.estimate(size, self.config, self.stage, self.ranks.world_size, offload)
+        size = ModelSize.of_checkpoint(self.config.model)
+        parts = estimate(size, self.config, self.plan.batching, self.settings)
         lines += [f"  {use:<12} {num_bytes / 2**30:8.2f} GiB" for use, num_bytes in parts.items()]
         return "\n".join([*lines, f"  {'in all':<12} {sum(parts.values()) / 2**30:8.2f} GiB"])
 
