@@ -54,8 +54,8 @@ def estimate(size: ModelSize, config: TrainConfig, batching: Batching, settings:
     """Bytes on a rank's device while training, by use.
 
     ZeRO stage 1 divides the optimizer's state among the ranks, 2 the gradients too, 3 the parameters too (Rajbhandari
-    et al. 2020). State that the DeepSpeed settings offload lies in host memory and is left out: see `host_bytes`. What an
-    allocator wastes, and a CUDA context of about half a GiB, come on top.
+    et al. 2020). State that the DeepSpeed settings offload lies in host memory and is left out: see `host_bytes`. What
+    an allocator wastes, and a CUDA context of about half a GiB, come on top.
     """
     zero = settings["zero_optimization"]
     stage, ranks = zero["stage"], batching.world_size
