@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mvtrain.train import launchers
 from mvtrain.train.checkpoint import checkpoints_folder, complete_checkpoints, step_of
 from mvtrain.train.checkpoint_files import damage, read_state
 from mvtrain.train.config import ConfigError, TrainConfig
@@ -21,8 +22,6 @@ from mvtrain.train.processes import Ranks
 from mvtrain.train.random_state import load_random_state
 
 Note = Callable[[str], None]
-
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def candidates(config: TrainConfig) -> list[Path]:
@@ -188,7 +187,7 @@ def _convert(folder: Path, beside: Path) -> str:
     workers = str(max(1, min(8, (os.cpu_count() or 1) // 2)))
     run = subprocess.run(
         [*command, "--num_extract_workers", workers, "--num_merge_workers", workers],
-        env={key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES},
+        env={key: value for key, value in os.environ.items() if key not in launchers.VARIABLES},
         capture_output=True,
         text=True,
     )

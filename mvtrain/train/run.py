@@ -13,7 +13,7 @@ from mvtrain.train.checkpoint import SaveError
 from mvtrain.train.config import ConfigError, TrainConfig, complain
 from mvtrain.train.launchers import LaunchError
 from mvtrain.train.processes import end_process
-from mvtrain.train.stopping import STOPPED, Preempted
+from mvtrain.train.stopping import STOPPED, Preempted, StopSignals
 from mvtrain.train.trainer import Trainer
 
 EXPECTED = (SaveError, TooManyBadSteps, ConfigError)
@@ -22,8 +22,10 @@ EXPECTED = (SaveError, TooManyBadSteps, ConfigError)
 
 def run(config: TrainConfig) -> None:
     """Train and export, or with `dry_run` tell what would be done. Ends the process."""
+    signals = StopSignals()
+    signals.install()
     try:
-        trainer = Trainer(config)  # reads the data and plans; loads no weights
+        trainer = Trainer(config, signals)  # reads the data and plans; loads no weights
     except (ValueError, OSError, ImportError) as error:
         complain(str(error))
         sys.exit(2)

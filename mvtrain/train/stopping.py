@@ -23,6 +23,9 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: str | None = None
         self._training = False
+
+    def install(self) -> None:
+        """From now on this process's signals come here."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 

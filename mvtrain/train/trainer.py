@@ -43,13 +43,16 @@ from mvtrain.train.watch import Watch
 class Trainer:
     """One run on this rank.
 
+    Args:
+        signals: installed where the process belongs to the run; asked after every step.
+
     Raises:
         ValueError: data, tokenizer, checkpoint or DeepSpeed configuration do not fit. Nothing was started.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, signals: StopSignals | None = None) -> None:
         self.config = config
-        self.signals = StopSignals()
+        self.signals = signals or StopSignals()
         self.ranks = Ranks.from_environment()
         self.settings = deepspeed_settings(config, Batching.of(config, self.ranks.world_size))
         self.stage = zero_stage(self.settings)
