@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,8 @@ def run(parsed: tuple[argparse.Namespace, list[str]]) -> int:
 def configurations(config: TrainConfig) -> list[Path]:
     """The recipe's own first, then those that are shipped."""
     own = Path(config.deepspeed)
-    return [own, *(path for path in sorted(CONFIGURATIONS.glob("*.json")) if path.resolve() != own.resolve())]
+    others = [path for path in sorted(CONFIGURATIONS.glob("*.json")) if path.resolve() != own.resolve()]
+    return [own, *(Path(os.path.relpath(path)) for path in others)]
 
 
 def of_configuration(path: Path, size: ModelSize, config: TrainConfig, batching: Any, args: Any) -> dict[str, Any]:
