@@ -1,4 +1,4 @@
-"""A small autoregressive checkpoint with random weights, to try launchers, restarts and clusters within seconds.
+"""A small autoregressive checkpoint with random weights, to try launchers, restarts and clusters in a minute or two.
 
     python examples/tiny_checkpoint.py runs/tiny_ar
 
