@@ -3,7 +3,7 @@
     python benchmarks/memory.py
 
 A random model of Qwen2's form, real DeepSpeed processes, two steps; for each configuration the peak of the first rank:
-on the CPU its resident memory above what the imported libraries take, on CUDA the allocator's peak.
+on the CPU its resident memory above what libraries and the planned data take, on CUDA the allocator's peak.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if __package__ in (None, ""):
 from benchmarks.measure import write_results
 from mvtrain.train.batching import Batching
 from mvtrain.train.config import TrainConfig
-from mvtrain.train.estimate import ModelSize, estimate
+from mvtrain.train.estimate import ModelSize, estimate, fullest
 from mvtrain.train.settings import deepspeed_settings
 from tests.tiny import tiny_tokenizer
 
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 CASES = [
     {"ranks": 1, "zero_stage": 0, "precision": "bf16"},
     {"ranks": 1, "zero_stage": 1, "precision": "fp32"},
+    {"ranks": 1, "zero_stage": 1, "precision": "bf16"},
     {"ranks": 1, "zero_stage": 3, "precision": "bf16", "gradient_checkpointing": True},
     {"ranks": 2, "zero_stage": 1, "precision": "bf16"},
     {"ranks": 2, "zero_stage": 2, "precision": "bf16"},
@@ -41,9 +42,15 @@ CASES = [
     {"ranks": 2, "zero_stage": 3, "precision": "fp32"},
     {"ranks": 2, "zero_stage": 3, "precision": "bf16", "gradient_checkpointing": True},
 ]
-BASELINE = (
-    "import torch, transformers, deepspeed, mvtrain.train.trainer, resource as r; print(r.getrusage(0).ru_maxrss)"
-)
+BASELINE = """
+import sys
+import deepspeed, transformers.models.qwen2.modeling_qwen2
+from mvtrain.train.config import TrainConfig
+from mvtrain.train.trainer import Trainer
+Trainer(TrainConfig.parse([sys.argv[1]]))
+# Not getrusage: what it says began with the process that started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
 
 
 def main() -> None:
@@ -52,13 +59,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = _write_model(Path(folder), options)
         traces = _write_traces(Path(folder), options.context)
-        baseline = _baseline_gib() if device.type == "cpu" else 0.0
-        rows = [_row(case, Path(folder), model, traces, options.context, baseline, device) for case in CASES]
+        rows = [_row(case, Path(folder), model, traces, options.context, device) for case in CASES]
     command = " ".join(["python benchmarks/memory.py", *sys.argv[1:]])
     write_results("memory", "Peak memory of training against the estimate", command, device, rows)
 
 
-def _row(case: dict, folder: Path, model: Path, traces: Path, context: int, baseline: float, device) -> dict:
+def _row(case: dict, folder: Path, model: Path, traces: Path, context: int, device: torch.device) -> dict:
     case = dict(case)
     ranks = case.pop("ranks")
     values = {
@@ -74,10 +80,12 @@ def _row(case: dict, folder: Path, model: Path, traces: Path, context: int, base
     recipe.write_text(yaml.safe_dump(values))
     config = TrainConfig.parse([str(recipe)])
     batching = Batching.of(config, ranks)
-    parts = estimate(ModelSize.of_checkpoint(str(model)), config, batching, deepspeed_settings(config, batching))
+    size = ModelSize.of_checkpoint(str(model))
+    moment, parts = fullest(estimate(size, config, batching, deepspeed_settings(config, batching)))
     _train(recipe, ranks)
     log = (Path(config.output_dir) / "log.jsonl").read_text().splitlines()
-    measured = json.loads(log[-1])["cuda_gib" if device.type == "cuda" else "rss_gib"] - baseline
+    last = json.loads(log[-1])
+    measured = last["cuda_gib"] if device.type == "cuda" else last["rss_gib"] - _baseline_gib(recipe)
     predicted = sum(parts.values()) / 2**30
     print(f"{ranks} ranks {case}: {measured:.2f} GiB, predicted {predicted:.2f}", file=sys.stderr, flush=True)
     return {
@@ -88,6 +96,7 @@ def _row(case: dict, folder: Path, model: Path, traces: Path, context: int, base
         "measured GiB": measured,
         "predicted GiB": predicted,
         "predicted / measured": predicted / measured,
+        "fullest": moment,
         **{use: value / 2**30 for use, value in parts.items()},
     }
 
@@ -102,9 +111,11 @@ def _train(recipe: Path, ranks: int) -> None:
         raise SystemExit(run.stdout[-2000:] + run.stderr[-2000:])
 
 
-def _baseline_gib() -> float:
+def _baseline_gib(recipe: Path) -> float:
+    """Of a process that has read the data and loaded no weights."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", BASELINE], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", BASELINE, str(recipe)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return int(run.stdout.split()[-1]) / 2**20
 
 
@@ -126,7 +137,7 @@ def _write_model(folder: Path, options: argparse.Namespace) -> Path:
 
 def _write_traces(folder: Path, context: int) -> Path:
     """Traces with one block each that nearly fill a pack of one-byte tokens."""
-    body = "tick tock " * (context // 40)
+    body = "tick tock " * (context // 33)
     outlines = "".join(f"<Outline>\n{i}: count\n</Outline>\n" for i in (1, 2, 3))
     paths = "".join(f"<Path>\n{i}: {body}\n</Path>\n" for i in (1, 2, 3))
     block = f"<Parallel>\n<Goal>\n{outlines}</Goal>\n{paths}<Conclusion>\nAll.\n</Conclusion>\n</Parallel>"

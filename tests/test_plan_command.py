@@ -9,7 +9,7 @@ import pytest
 from mvtrain.cli import main
 from mvtrain.train.batching import Batching
 from mvtrain.train.config import DataConfig, TrainConfig
-from mvtrain.train.estimate import ModelSize, estimate, host_bytes
+from mvtrain.train.estimate import ModelSize, estimate, fullest, host_bytes
 from mvtrain.train.flops import step_flops
 from mvtrain.train.plan import make_plan
 from tests.distributed.runs import parse, write_recipe
@@ -20,43 +20,78 @@ SIZE = ModelSize(
 )  # fmt: skip
 
 
-def parts(stage: int, ranks: int, zero: dict | None = None, **changes) -> dict[str, int]:
+def moments(stage: int, ranks: int, zero: dict | None = None, **changes) -> dict[str, dict[str, int]]:
     values = {"context": 8, "loss_chunk": 4, "model": "m", "output_dir": "o", "precision": "bf16", **changes}
     config = TrainConfig.model_construct(data=DataConfig.model_construct(), **values)
-    settings = {"zero_optimization": {"stage": stage, **(zero or {})}}
+    settings = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 20, **(zero or {})}}
     return estimate(SIZE, config, Batching.of(config, ranks), settings)
 
 
 def test_zero_stages_divide_what_they_say():
-    by_stage = [parts(stage, 4) for stage in range(4)]
-    assert [e["optimizer"] for e in by_stage] == [12_000, 3_000, 3_000, 3_000]
-    assert [e["parameters"] for e in by_stage] == [2_000, 2_000, 2_000, 500 + 2 * 150]
-    assert [e["gradients"] for e in by_stage] == [2_200, 2_200, 700, 700]
-    assert parts(0, 4, gradient_accumulation_steps=2)["gradients"] == 6_000 + 200
+    by_stage = [moments(stage, 4) for stage in range(4)]
+    assert [m["forward"]["optimizer"] for m in by_stage] == [12_000, 3_000, 3_000, 3_000]
+    # Stage 3: its partition, and all parameters as they may stay gathered; none of them at the update.
+    assert [m["forward"]["parameters"] for m in by_stage] == [2_000, 2_000, 2_000, 500 + 2_000]
+    assert [m["update"]["parameters"] for m in by_stage] == [2_000, 2_000, 2_000, 500]
+
+
+def test_parameters_stay_gathered_up_to_a_limit():
+    limited = moments(3, 4, {"stage3_max_live_parameters": 10})
+    assert limited["forward"]["parameters"] == 500 + 2 * (50 + 100)  # at least a layer and the head
+    assert moments(3, 4, {"stage3_max_live_parameters": 400})["forward"]["parameters"] == 500 + 2 * 400
+    assert moments(3, 1)["forward"]["parameters"] == 2_000
+
+
+def test_gradients_are_there_from_backward_to_the_update():
+    """Stage 1 in bf16 keeps an fp32 copy of all, stage 3 of its partition; 0 and 2 have none between steps."""
+    by_stage = [moments(stage, 4) for stage in range(4)]
+    assert [m["forward"]["gradients"] for m in by_stage] == [0, 4_000, 0, 1_000]
+    assert [m["gradients"]["gradients"] for m in by_stage] == [2_000, 4_000 + 2_000, 1_000, 1_000]
+    # The update's copy in fp32: of all gradients, none (but gathered weights), none, of the partition.
+    assert [m["update"]["optimizer"] for m in by_stage] == [12_000 + 4_000, 3_000 + 2_000, 3_000, 3_000 + 1_000]
+    assert moments(3, 4, {"sub_group_size": 100})["update"]["optimizer"] == 3_000 + 400
+    accumulating = [moments(stage, 4, gradient_accumulation_steps=2) for stage in range(4)]
+    assert [m["forward"]["gradients"] for m in accumulating] == [2_000, 6_000, 1_000, 1_000]
+
+
+def test_buckets():
+    by_stage = [moments(stage, 4) for stage in range(4)]
+    assert [m["forward"]["buffers"] for m in by_stage] == [0, 0, 0, 2 * 20]
+    assert [m["backward"]["buffers"] for m in by_stage] == [0, 0, 4 * 20, 2 * 20]
+    assert moments(2, 4, {"overlap_comm": True})["backward"]["buffers"] == 2 * 4 * 20
 
 
 def test_offloading_moves_it_to_the_host():
     zero = {"offload_optimizer": {"device": "cpu"}}
-    assert parts(3, 4, zero)["optimizer"] == 0
+    assert {m["optimizer"] + m["gradients"] for m in moments(3, 4, zero).values()} == {0}
     config = TrainConfig.model_construct(data=DataConfig.model_construct(), precision="bf16")
     settings = {"zero_optimization": {"stage": 3, **zero}}
     assert host_bytes(SIZE, config, Batching.of(config, 4), settings) == (12_000 + 4_000) // 4
 
 
 def test_activations_and_logits():
-    plain = parts(0, 1)
+    plain = moments(0, 1)
     # Per token and layer: norms 2 * 10 * 6, attention 2 * (30 + 20), MLP 2 * 80.
-    assert plain["activations"] == 8 * 2 * (120 + 100 + 160)
-    assert plain["logits"] == 4 * 10 * 10 + 400
-    assert plain["attention"] == 8 * 4 * (30 + 10)
-    assert plain["buckets"] == 0
-    assert parts(0, 1, gradient_checkpointing=True)["activations"] == 8 * (2 * 20 + 380)
+    assert plain["forward"]["activations"] == plain["backward"]["activations"] == 8 * 2 * (120 + 100 + 160)
+    assert plain["forward"]["logits"] == 4 * 10 * (2 + 4 + 4) + (4 + 2) * 100
+    assert plain["backward"]["attention"] == 8 * 4 * (30 + 10)
+    assert plain["update"]["activations"] == plain["update"]["logits"] == 0
+    recomputed = moments(0, 1, gradient_checkpointing=True)
+    assert recomputed["forward"]["activations"] == 8 * 2 * 20
+    assert recomputed["backward"]["activations"] == 8 * (2 * 20 + 380)
 
 
 def test_sequence_parallelism_divides_what_grows_with_tokens():
-    whole, half = parts(3, 2), parts(3, 2, sequence_parallel_size=2)
+    whole, half = moments(3, 2)["forward"], moments(3, 2, sequence_parallel_size=2)["forward"]
     assert half["activations"] * 2 == whole["activations"]
     assert half["parameters"] == whole["parameters"]
+
+
+def test_the_fullest_moment_decides():
+    assert fullest({"a": {"x": 1, "y": 5}, "b": {"x": 4, "y": 3}, "c": {"x": 6, "y": 0}}) == ("b", {"x": 4, "y": 3})
+    few_tokens = moments(0, 1, context=1)
+    assert fullest(few_tokens) == ("update", few_tokens["update"])
+    assert fullest(moments(0, 1, context=1000))[0] == "backward"
 
 
 def test_model_size_comes_from_the_configuration(tmp_path):

@@ -89,19 +89,21 @@ def configurations(config: TrainConfig) -> list[Path]:
 
 
 def of_configuration(path: Path, size: ModelSize, config: TrainConfig, batching: Any, args: Any) -> dict[str, Any]:
-    """Memory by use, in GiB, and whether it fits."""
-    from mvtrain.train.estimate import estimate, host_bytes
+    """Memory by use at its fullest moment, in GiB, and whether it fits."""
+    from mvtrain.train.estimate import estimate, fullest, host_bytes
     from mvtrain.train.settings import deepspeed_settings
 
     stage = config.zero_stage if str(path) == config.deepspeed else None
     chosen = config.model_copy(update={"deepspeed": str(path), "zero_stage": stage})
     settings = deepspeed_settings(chosen, batching)
-    parts = {use: n / 2**30 for use, n in estimate(size, chosen, batching, settings).items()}
+    moment, num_bytes = fullest(estimate(size, chosen, batching, settings))
+    parts = {use: n / 2**30 for use, n in num_bytes.items()}
     total = sum(parts.values()) + CONTEXT_GIB
     return {
         "file": str(path) if stage is None else f"{path} (zero_stage {stage})",
         "gib": {use: round(value, 2) for use, value in parts.items()} | {"context": CONTEXT_GIB},
         "total_gib": round(total, 2),
+        "fullest": moment,
         "host_gib": round(host_bytes(size, chosen, batching, settings) / 2**30, 2),
         "fits": total <= args.gpu_memory,
     }
@@ -153,12 +155,15 @@ def describe(report: dict[str, Any]) -> str:
         f"({report['tokens_per_step']:,} tokens) a step",
         _work_line(report),
         "",
-        "GiB per GPU   " + "".join(f"{use:>12}" for use in uses) + f"{'in all':>10}{'host':>8}",
+        "GiB per GPU   " + "".join(f"{use:>12}" for use in uses) + f"{'in all':>10}{'host':>8}  fullest",
     ]
     for row in report["configurations"]:
         numbers = "".join(f"{row['gib'][use]:>12.2f}" for use in uses)
         mark = "fits" if row["fits"] else "too much"
-        lines += [row["file"], f"  {mark:<12}{numbers}{row['total_gib']:>10.2f}{row['host_gib']:>8.1f}"]
+        lines += [
+            row["file"],
+            f"  {mark:<12}{numbers}{row['total_gib']:>10.2f}{row['host_gib']:>8.1f}  {row['fullest']}",
+        ]
     if not any(row["fits"] for row in report["configurations"]):
         lines += [
             "",

@@ -24,7 +24,7 @@ from mvtrain.train.checkpoint import SaveError, save_checkpoint
 from mvtrain.train.checkpoint_files import read_state, write_durably
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.engine_setup import start_engine
-from mvtrain.train.estimate import ModelSize, estimate
+from mvtrain.train.estimate import ModelSize, estimate, fullest
 from mvtrain.train.export import export_model
 from mvtrain.train.header import HEADER_NAME, run_header
 from mvtrain.train.identity import identity
@@ -228,9 +228,10 @@ class Trainer:
         lines.append(f"plan ({self._headline()})")
         for name, num_steps, tokens, fill in step_counts(self.plan):
             lines.append(f"  {name}: {num_steps} steps, {tokens / num_steps:,.0f} tokens a step, fill {fill:.1%}")
-        lines.append(f"memory per rank, estimated (ZeRO stage {self.stage}, {self.ranks.world_size} ranks)")
         size = ModelSize.of_checkpoint(self.config.model)
-        parts = estimate(size, self.config, self.plan.batching, self.settings)
+        moment, parts = fullest(estimate(size, self.config, self.plan.batching, self.settings))
+        where = f"ZeRO stage {self.stage}, {self.ranks.world_size} ranks"
+        lines.append(f"memory per rank, estimated ({where}; fullest moment: {moment})")
         lines += [f"  {use:<12} {num_bytes / 2**30:8.2f} GiB" for use, num_bytes in parts.items()]
         return "\n".join([*lines, f"  {'in all':<12} {sum(parts.values()) / 2**30:8.2f} GiB"])
 
