@@ -2,8 +2,12 @@
 
 import os
 
-import pytest
-import torch
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # workers and ranks share the cores; more threads than cores wait for each other
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
