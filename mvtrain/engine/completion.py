@@ -49,6 +49,8 @@ class Completion:
     """Tokens that the engine put in: openings of paths, `<Conclusion>`, and what closes paths and blocks."""
     num_forced_closes: int
     """Paths and blocks that the engine closed, since the model did not, or was over a budget."""
+    answer_forced: bool
+    """Whether a length limit was reached and the engine opened the answer (`answer_tokens`)."""
     critical_path: int
     """Tokens on the longest sequential chain."""
     num_path_tokens: list[int]
@@ -127,7 +129,8 @@ class Completion:
 
 _FIGURES = (
     "text", "finish_reason", "problems", "num_generated", "critical_path", "parallelism", "num_path_tokens",
-    "num_forced", "num_forced_closes", "num_passes", "num_preemptions", "seconds", "seconds_to_first_token", "sample",
+    "num_forced", "num_forced_closes", "answer_forced", "num_passes", "num_preemptions", "seconds",
+    "seconds_to_first_token", "sample",
 )  # fmt: skip
 _TOKENS = ("prompt_ids", "token_ids", "token_branches", "position_ids", "logprobs", "top_logprobs", "passes")
 
@@ -153,6 +156,7 @@ def complete(request: Request) -> Completion:
         num_generated=len(token_ids),
         num_forced=logprobs.count(None),
         num_forced_closes=request.num_forced_closes,
+        answer_forced=request.answer_forced,
         critical_path=max(position_ids, default=len(request.prompt) - 1) + 1 - len(request.prompt),
         num_path_tokens=_path_tokens(request),
         num_passes=request.num_passes,

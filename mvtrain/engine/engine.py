@@ -123,7 +123,7 @@ class Engine:
 
         Args:
             prompts: questions, which get the chat template and the suffix that asks for parallel steps (or for
-                sequential ones, with `parallel=False`); or lists of token ids, which are used as they are.
+                sequential ones, see `SamplingParams`); or lists of token ids, which are used as they are.
             params: for all prompts, or one for each. Equal prompts with equal parameters get equal answers: to
                 sample several answers to a question, ask for `n`.
 
@@ -220,7 +220,7 @@ class Engine:
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling parameters; give one or as many")
         requests = []
         for number, (prompt, p) in enumerate(zip(prompts, params, strict=True), start=1):
-            ids = prompt_ids(self.tokenizer, prompt, p.parallel) if isinstance(prompt, str) else prompt
+            ids = prompt_ids(self.tokenizer, prompt, p.asks_parallel) if isinstance(prompt, str) else prompt
             try:
                 self._check_ids(ids)
                 requests += self._samples(ids, p)

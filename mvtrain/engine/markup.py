@@ -40,6 +40,10 @@ class Markup:
             self._openings[label] = [self.tags.path, *self.encode(f"\n{label}:")]
         return self._openings[label]
 
+    def final_answer(self, prefix: str, thinking: bool) -> list[int]:
+        """What ends the reasoning, if it is still open, and opens the answer."""
+        return self.encode(f"\n</Think>\n\n{prefix}" if thinking else f"\n\n{prefix}")
+
     def is_blank(self, token: int) -> bool:
         """Whether a token is nothing but white space."""
         if token not in self._blank:

@@ -69,6 +69,8 @@ class Request:
         self.scheme = scheme
         self.sample = sample
         self.prefix = prefix
+        self.max_positions = max_positions
+        self.total_limit = params.total_limit
         limit = min(len(prompt) + params.max_tokens, max_positions)
         limits = np.zeros(1, dtype=np.int32)
         self.root = Branch(self, 0, limits, len(prompt), limit, first_index=len(prompt))
@@ -84,6 +86,8 @@ class Request:
         self.num_more_problems = 0
         self.num_forced_closes = 0
         """Paths and blocks that the engine closed, since the model did not or was not allowed to go on."""
+        self.answer_forced = False
+        """Whether a limit was reached and the answer opened by force (`answer_tokens`)."""
         self.finish_reason: str | None = None
         self.num_passes = 0
         self.num_tokens = 0
@@ -145,7 +149,7 @@ class Request:
         self, branch: Branch, token: int, logprob: float, top_logprobs: tuple[tuple[int, float], ...] = ()
     ) -> None:
         """Take a sampled token. The branch may fork, end or join with its siblings, and the request may finish."""
-        if self.finish_reason:
+        if self.finish_reason or branch.done:
             return  # a sibling used the budget up in this very step
         if math.isnan(logprob):
             self._report(f"the model's output at {branch.name} is not a number")
@@ -312,11 +316,7 @@ class Request:
             self._close_all(path.paths, "parent")  # the last one joins
         self._abandon(path, "its path ended")
         if path.stage in ("conclusion", "end_conclusion"):
-            self._report(f"a block at {path.name} was closed by force")
-            self.num_forced_closes += 1
-            self._force(path, [tags.end_conclusion] if path.stage == "conclusion" else [])
-            self._force(path, [tags.end_parallel])
-            path.stage = "text"
+            self._close_block(path)
         if path.blank and not path.children:
             self._report(f"{path.name} is empty")
         self.num_forced_closes += logprob is None
@@ -325,6 +325,15 @@ class Request:
         path.parent.num_running -= 1
         if path.parent.num_running == 0:
             self._join(path.parent)
+
+    def _close_block(self, branch: Branch) -> None:
+        """End the block in whose conclusion a branch is, by force."""
+        tags = self.markup.tags
+        self._report(f"a block at {branch.name} was closed by force")
+        self.num_forced_closes += 1
+        self._force(branch, [tags.end_conclusion] if branch.stage == "conclusion" else [])
+        self._force(branch, [tags.end_parallel])
+        branch.stage = "text"
 
     def _close_all(self, paths: Sequence[Branch], ended_by: str) -> None:
         for path in paths:
@@ -338,7 +347,11 @@ class Request:
         nodes = [(path.node, *path.joined) for path in paths]
         branch.position = max(ends) + 1
         num_forced = 1 + len(separator) * (1 if self.isolated else len(paths))
-        if not self._has_room_to_join(branch, 1 + len(separator) * self.isolated, num_forced):
+        has_room = self._has_room_to_join(branch, 1 + len(separator) * self.isolated, num_forced)
+        if branch is self.root and self.finish_reason:
+            return
+        if not has_room and not self.params.answer_tokens:
+            self._finish("length")
             return
         joined = tuple(chain.from_iterable(nodes))
         if self.isolated:
@@ -348,6 +361,8 @@ class Request:
         branch.joined += joined
         self._force(branch, [self.markup.tags.conclusion])
         branch.stage, branch.paths = "conclusion", []
+        if not has_room:
+            self._out_of_budget()
 
     def _force_separators(self, branch: Branch, ends: list[int], nodes: list[tuple[int, ...]]) -> None:
         """Original scheme: the separator after a path counts on from it, and sees it and the paths before."""
@@ -366,39 +381,63 @@ class Request:
         Where they do not, the answer finishes; a path goes on sequentially for what is left of its budget.
         """
         too_long = branch.position + num_next >= branch.position_limit
-        if self.num_tokens + num_all >= self.params.total_limit or (too_long and branch is self.root):
-            self._finish("length")
-        elif too_long:
+        if self.num_tokens + num_all >= self.total_limit or (too_long and branch is self.root):
+            self._out_of_budget()
+            return False
+        if too_long:
             self._abandon(branch, "no room for its paths within the length limit")
-        return not self.finish_reason and not too_long
+        return not too_long
 
     def _has_room_to_join(self, branch: Branch, num_next: int, num_all: int) -> bool:
-        """Whether `num_next` more positions and `num_all` more tokens fit, and one more each; else the answer finishes.
+        """Whether `num_next` more positions and `num_all` more tokens fit, and one more each.
 
-        Below the root a join is what closes a text, and that is free.
+        Below the root, and before a forced answer, a join is what closes a text, and that is free.
         """
-        if self.finish_reason or branch is not self.root:
-            return branch is not self.root
-        if self.num_tokens + num_all >= self.params.total_limit or branch.position + num_next >= branch.position_limit:
-            self._finish("length")
-        return not self.finish_reason
+        if branch is not self.root or self.answer_forced:
+            return True
+        return self.num_tokens + num_all < self.total_limit and branch.position + num_next < branch.position_limit
 
     def _check_budget(self, branch: Branch) -> None:
         """End what is over its budget: the request, or a path, and then the path around that one, if it joined."""
-        if self.num_tokens >= self.params.total_limit:
-            self._finish("length")
+        if self.num_tokens >= self.total_limit:
+            self._out_of_budget()
             return
         while branch.done:
             branch = branch.parent
         if not branch.needs_token or branch.position < branch.position_limit:
             return
         if branch.parent is None:
-            self._finish("length")
+            self._out_of_budget()
         else:
             self._report(f"{branch.name} ended by the length limit")
             self._close(branch, "limit")
             if not self.finish_reason:
                 self._check_budget(branch.parent)
+
+    def _out_of_budget(self) -> None:
+        """Finish, or, with `answer_tokens` and for the first time, close what is open and open the answer."""
+        if self.answer_forced or not self.params.answer_tokens:
+            self._finish("length")
+            return
+        self.answer_forced = True
+        self._report("the answer was forced at the length limit")
+        root = self.root
+        if root.stage == "forked":
+            self._close_all(root.paths, "answer")  # the last one joins
+        self._abandon(root, "the answer was forced")
+        if root.stage in ("conclusion", "end_conclusion"):
+            self._close_block(root)
+        self._force(root, self.markup.final_answer(self.params.answer_prefix, self._is_thinking()))
+        self.total_limit = self.num_tokens + self.params.answer_tokens
+        root.position_limit = min(root.position + self.params.answer_tokens, self.max_positions)
+        if root.position >= root.position_limit:
+            self._finish("length")
+
+    def _is_thinking(self) -> bool:
+        """Whether `<Think>` is open at the top level."""
+        tags = self.markup.tags
+        last = next((token for token in reversed(self.root.tokens) if token in (tags.think, tags.end_think)), None)
+        return last == tags.think
 
     def _finish(self, reason: str) -> None:
         """End the request. Open paths are closed by force, in the order of the text."""

@@ -52,12 +52,18 @@ class SamplingParams:
     """A goal with more outlines than this is not forked: its branch goes on sequentially."""
     max_depth: int = 4
     """How deep blocks may nest; a block that is deeper is not forked."""
+    answer_tokens: int = 0
+    """0: an answer that reaches a limit ends there. Above, what is open is then closed, `answer_prefix` is put in, and
+    the model has so many tokens more to give its answer (budget forcing, Muennighoff et al. 2025)."""
+    answer_prefix: str = "Answer: \\boxed{"
     num_logprobs: int = 0
     """How many of the most probable tokens are reported, with log-probabilities, for every sampled token."""
     seed: int = 0
     """Two requests with the same prompt, parameters and seed get the same answer."""
     parallel: bool = True
-    """False: nothing is forked, tags are tokens like all others, and a question gets the sequential suffix."""
+    """False: nothing is forked, and tags are tokens like all others."""
+    ask_parallel: bool | None = None
+    """Whether a question gets the suffix that asks for parallel steps, or the sequential one; None: as `parallel`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -75,6 +81,7 @@ class SamplingParams:
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "max_total_tokens": (self.max_total_tokens is None or self.max_total_tokens >= 1, "at least 1"),
             "max_path_tokens": (self.max_path_tokens is None or self.max_path_tokens >= 1, "at least 1"),
+            "answer_tokens": (self.answer_tokens >= 0, "at least 0"),
             "max_paths": (self.max_paths >= 1, "at least 1"),
             "max_depth": (0 <= self.max_depth <= 64, "0 to 64"),
             "num_logprobs": (self.num_logprobs >= 0, "at least 0"),
@@ -82,6 +89,10 @@ class SamplingParams:
         wrong = [f"{name} = {getattr(self, name)}, expected {rule}" for name, (good, rule) in rules.items() if not good]
         if wrong:
             raise ValueError("sampling parameters: " + "; ".join(wrong))
+
+    @property
+    def asks_parallel(self) -> bool:
+        return self.parallel if self.ask_parallel is None else self.ask_parallel
 
     @property
     def total_limit(self) -> int:
