@@ -6,12 +6,14 @@ import io
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from mvtrain.train.config import TrainConfig, WandbConfig
 from mvtrain.train.progress import Progress, duration
 from mvtrain.train.tracking import NoTracker, StepLog, WandbTracker, start_tracker
+from mvtrain.wandb_run import WandbRun
 
 RECORD = {"step": 1, "phase": "epoch 1", "loss": 2.5, "tokens_per_s": 1234.0, "fill": 0.98, "seconds": 2.0}
 
@@ -95,7 +97,7 @@ def test_a_run_that_breaks_later_is_left_alone(capsys):
         def finish(self):
             raise AssertionError("not called after a failure")
 
-    tracker = WandbTracker(Run())
+    tracker = WandbTracker(Run(), WandbRun(Path(), "p", "n", "i", {}))
     for _ in range(3):
         tracker.log(RECORD)
     tracker.close()

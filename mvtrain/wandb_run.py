@@ -1,0 +1,143 @@
+"""A Weights & Biases run, if asked for. The first failure warns once, and whatever is tracked goes on without."""
+
+from __future__ import annotations
+
+import contextlib
+import netrc
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mvtrain.provenance import without_secrets
+
+WANDB_HOST = "api.wandb.ai"
+FINISH_SECONDS = 120
+"""How long the end of a run waits for wandb to send the rest."""
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class WandbRun:
+    """Which run is meant. A run that goes on has the same `id` and goes on there too."""
+
+    folder: Path
+    """Offline records go to `folder`/wandb."""
+    project: str | None
+    """None: nothing is tracked."""
+    name: str
+    id: str
+    config: dict[str, Any]
+    mode: Mode = "auto"
+    """auto: online with an API key in the environment or netrc, otherwise offline."""
+    program: str = "sft"
+    """Who warns."""
+    instead: str = "log.jsonl goes on"
+    """What there is without."""
+    axis: str = "step"
+    """Which number is the axis of all charts: a run that was restarted logs some steps again."""
+
+
+class NoTracker:
+    """Takes what a tracker takes and does nothing."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class WandbTracker:
+    """A Weights & Biases run. The first failure warns, and the run goes on without."""
+
+    def __init__(self, run: Any, wanted: WandbRun) -> None:
+        self._run = run
+        self.wanted = wanted
+
+    def log(self, record: dict[str, Any]) -> None:
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+        self._attempt("log", lambda run: run.log(numbers))
+
+    def close(self) -> None:
+        """Wait for what is being sent, but not for a service that does not answer."""
+        thread = threading.Thread(target=self._attempt, args=("finish", lambda run: run.finish()), daemon=True)
+        thread.start()
+        thread.join(FINISH_SECONDS)
+        if thread.is_alive():
+            _warn(self.wanted, "could not send everything", TimeoutError(f"no answer for {FINISH_SECONDS} s"))
+
+    def _attempt(self, what: str, action: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # whatever a tracking service does wrong, training goes on
+            self._run = None
+            _warn(self.wanted, f"could not {what}", error)
+
+
+def start_wandb(wanted: WandbRun) -> NoTracker | WandbTracker:
+    """Start or continue a run.
+
+    A service that cannot be reached or refuses the key costs one warning, and the run is recorded offline; without
+    wandb, or with a full disk, it is not recorded there at all.
+    """
+    if wanted.project is None or wanted.mode == "disabled":
+        return NoTracker()
+    mode = wanted.mode
+    if mode == "auto":
+        mode = "online" if _has_key() else "offline"
+    for attempt in (mode, "offline") if mode == "online" else (mode,):
+        try:
+            return WandbTracker(_init(wanted, attempt), wanted)
+        except Exception as error:  # ImportError, no network, a wrong key
+            if attempt == "online":
+                _forget_failed_run()
+            again = f"recording into {wanted.folder}/wandb; `wandb sync` sends it later"
+            _warn(wanted, "not used", error, again if attempt == "online" else "")
+    return NoTracker()
+
+
+def _forget_failed_run() -> None:
+    """wandb's background service takes the run's id for used until it is started anew."""
+    with contextlib.suppress(Exception):
+        import wandb
+
+        wandb.teardown()
+
+
+def _init(wanted: WandbRun, mode: str) -> Any:
+    import wandb
+
+    run = wandb.init(
+        project=wanted.project,
+        name=wanted.name,
+        id=wanted.id,
+        resume="allow",
+        mode=mode,
+        dir=str(wanted.folder),
+        config=without_secrets(wanted.config),
+        settings=wandb.Settings(silent=True, init_timeout=30),
+    )
+    run.define_metric(wanted.axis)
+    run.define_metric("*", step_metric=wanted.axis)
+    return run
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _warn(wanted: WandbRun, what: str, error: Exception, instead: str = "") -> None:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    text = f"wandb {what}: {type(error).__name__}: {reason}; {instead or wanted.instead}"
+    print(f"{wanted.program}: warning: {without_secrets(text)}", file=sys.stderr, flush=True)
