@@ -85,14 +85,14 @@ def evaluate(out: Path, num_problems: int) -> dict[str, dict]:
     """Summary per model, in the order of the table's rows."""
     runs = {
         "trained, in parallel": ("parallel/export", ["--max-tokens", "448"]),
-        "trained on the sequential form": ("sequential/export", ["--max-tokens", "448", "--sequential"]),
-        "untouched SmolLM2": ("base", ["--max-tokens", "128", "--sequential"]),
+        "trained on the sequential form": ("sequential/export", ["--max-tokens", "448", "--modes", "sequential"]),
+        "untouched SmolLM2": ("base", ["--max-tokens", "128", "--modes", "sequential"]),
     }
     reports = {}
     for name, (folder, flags) in runs.items():
-        command = ["mvtrain", "evaluate", str(out / folder), "--problems", str(out / "heldout.jsonl"), "--json"]
-        command += ["--batch-size", "50", "--alone", str(NUM_TIMED_ALONE), *flags]
-        command += ["--limit", str(num_problems), "--samples", str(out / f"samples-{folder.split('/')[0]}.jsonl")]
+        command = ["mvtrain", "evaluate", str(out / folder), "--task", str(out / "heldout.jsonl"), "--json"]
+        command += ["--batch-size", "50", "--alone", str(NUM_TIMED_ALONE), "--limit", str(num_problems), *flags]
+        command += ["--out", str(out / "evaluate" / folder.split("/")[0])]
         reports[name] = json.loads(_run(*command, capture=True).strip().splitlines()[-1])
     return reports
 
@@ -102,22 +102,29 @@ def table(reports: dict[str, dict], seconds: float, is_whole: bool) -> str:
         "| model | accuracy | well formed | parallelism | s/problem, batched | s/problem, alone |",
         "|---|---|---|---|---|---|",
     ]
-    for name, r in reports.items():
-        form = f"{r['well_formed']:.0%}" if r["parallel"] else "-"
+    for name, report in reports.items():
+        group, measures = report["groups"][0], report["groups"][0]["measures"]
+        form = f"{measures['well_formed']['value']:.0%}" if group["mode"] == "parallel" else "-"
+        batched = measures["generated_tokens"] / measures["tokens_per_second"]
         rows.append(
-            f"| {name} | {r['accuracy']:.0%} | {form} | {r['parallelism']:.2f} | {r['seconds_per_problem']:.2f} "
-            f"| {r['seconds_alone_median']:.2f} |"
+            f"| {name} | {measures['avg']['value']:.0%} | {form} | {measures['parallelism']['value']:.2f} "
+            f"| {batched:.2f} | {alone(report):.2f} |"
         )
     parallel, sequential, _ = reports.values()
-    speedup = sequential["seconds_alone_median"] / parallel["seconds_alone_median"]
+    speedup = alone(sequential) / alone(parallel)
     rows += [
         "",
-        f"{parallel['num_problems']} held-out problems, greedy; alone: median of {parallel['num_timed_alone']}. "
+        f"{parallel['groups'][0]['num_problems']} held-out problems, greedy; alone: median of {NUM_TIMED_ALONE}. "
         f"One at a time the parallel model needs {speedup:.2f} times fewer seconds per problem than the sequential.",
         f"{os.cpu_count()} CPU cores ({_processor()}), {seconds / 60:.1f} minutes "
         + ("without the installation." if is_whole else "without the steps that were finished before."),
     ]
     return "\n".join(rows)
+
+
+def alone(report: dict) -> float:
+    """Seconds for a problem that is the only request, the median."""
+    return report["alone"][0]["seconds_median"]
 
 
 def _smollm2() -> Path:

@@ -16,9 +16,13 @@ COMMANDS = {
     "plan": "say whether a training run fits into memory, and how long it takes",
     "generate": "answer prompts in parallel and show the tree",
     "verify": "compare the engine with the training forward pass",
-    "evaluate": "measure accuracy, form, parallelism and speed",
+    "evaluate": "measure accuracy, form, parallelism and speed, and write a report",
+    "view": "look at traces in the browser",
 }
 """Command -> one line for `mvtrain --help`. `mvtrain/commands/NAME.py` has `add_arguments(parser)` and `run(args)`."""
+
+SUBCOMMANDS = ("evaluate compare", "evaluate regrade", "evaluate report", "evaluate overlap")
+"""Two words that are a command of their own, in `mvtrain/commands/NAME_SUBNAME.py`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"mvtrain: unknown command {name!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"mvtrain.commands.{name}")
+    if rest and f"{name} {rest[0]}" in SUBCOMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    command = importlib.import_module(f"mvtrain.commands.{name.replace(' ', '_')}")
     parser = argparse.ArgumentParser(prog=f"mvtrain {name}", description=command.__doc__)
     command.add_arguments(parser)
     try:

@@ -7,6 +7,7 @@ import netrc
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,12 @@ class NoTracker:
     def log(self, record: dict[str, Any]) -> None:
         pass
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        pass
+
+    def log_file(self, name: str, file: Path) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -61,6 +68,19 @@ class WandbTracker:
     def log(self, record: dict[str, Any]) -> None:
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
         self._attempt("log", lambda run: run.log(numbers))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table that can be sorted and filtered."""
+        import wandb
+
+        self._attempt("log", lambda run: run.log({name: wandb.Table(list(columns), [list(row) for row in rows])}))
+
+    def log_file(self, name: str, file: Path) -> None:
+        """A page, if it is there."""
+        if file.is_file():
+            import wandb
+
+            self._attempt("log", lambda run: run.log({name: wandb.Html(file.read_text("utf-8"), inject=False)}))
 
     def close(self) -> None:
         """Wait for what is being sent, but not for a service that does not answer."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mvtrain"
-STANDARD_LIBRARY_ONLY = ("trace.py", "grammar.py", "prompt.py", "manifest.py")
+STANDARD_LIBRARY_ONLY = ("trace.py", "grammar.py", "prompt.py", "manifest.py", "overlap.py")
 
 # Part -> the parts it may import. A part is a module or a folder of the package.
 ALLOWED = {
@@ -16,12 +16,23 @@ ALLOWED = {
     "grammar": {"trace"},
     "prompt": {"grammar"},
     "manifest": set(),
+    "overlap": set(),
     "provenance": set(),
     "wandb_run": {"provenance"},
     "layout": {"grammar"},
     "attention": {"layout"},
     "engine": {"grammar", "layout", "attention", "prompt", "manifest"},
-    "evaluate": {"grammar", "layout", "attention", "engine", "prompt", "manifest", "provenance", "wandb_run"},
+    "evaluate": {
+        "grammar",
+        "layout",
+        "attention",
+        "engine",
+        "prompt",
+        "manifest",
+        "overlap",
+        "provenance",
+        "wandb_run",
+    },
     "data": {"grammar", "layout", "attention", "prompt"},
     "train": {"grammar", "layout", "attention", "prompt", "data", "manifest", "provenance", "wandb_run"},
     "convert": {"grammar", "layout", "manifest", "sources", "conversion_checks"},

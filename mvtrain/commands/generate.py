@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def _answer(engine: Engine, prompts: list[str], params: SamplingParams, form: st
                 output.tell(event)
                 if event.completion is not None:
                     completions[event.request] = event.completion
-                    _write_trace(trace, asked[event.request], event.completion)
+                    _write_trace(trace, asked[event.request], event.completion, engine.markup.decode)
     except KeyboardInterrupt:
         output.interrupted()
         raise
@@ -120,9 +120,14 @@ def _answer(engine: Engine, prompts: list[str], params: SamplingParams, form: st
     return 0
 
 
-def _write_trace(trace: Any, prompt: str, completion: Completion) -> None:
+def _write_trace(trace: Any, prompt: str, completion: Completion, decode: Callable[[list[int]], str]) -> None:
+    """With `ends`, the characters of the text up to the end of every token, `mvtrain view` needs no tokenizer."""
+    from mvtrain.evaluate.records import token_ends
+
     if trace is not None:
-        trace.write(json.dumps({"prompt": prompt, **completion.as_dict(tokens=True)}, ensure_ascii=False) + "\n")
+        ends = token_ends(completion.token_ids, completion.text, decode)
+        row = {"prompt": prompt, **completion.as_dict(tokens=True), "ends": ends}
+        trace.write(json.dumps(row, ensure_ascii=False) + "\n")
         trace.flush()
 
 

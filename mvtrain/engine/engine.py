@@ -130,13 +130,27 @@ class Engine:
         Raises:
             ValueError: a prompt is empty or too long, or the number of parameters is not that of the prompts.
         """
+        completions = dict(self.as_completed(prompts, params, progress))
+        return [completions[index] for index in range(len(completions))]
+
+    def as_completed(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Like `generate`, but gives every completion when it is there, with its index in what `generate` returns.
+
+        Leaving the loop cancels the rest.
+        """
         requests = self._requests(prompts, params)
-        completions: dict[Request, Completion] = {}
+        index = {request: k for k, request in enumerate(requests)}
+        num_finished = 0
         for finished in self._run(requests):
-            completions.update(finished)
+            num_finished += len(finished)
             if progress:
-                progress(len(completions), len(requests), sum(request.num_tokens for request in requests))
-        return [completions[request] for request in requests]
+                progress(num_finished, len(requests), sum(request.num_tokens for request in requests))
+            yield from ((index[request], completion) for request, completion in finished.items())
 
     def stream(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -170,6 +184,21 @@ class Engine:
                     request.cancel()
                 for _ in self.scheduler.collect_finished():
                     pass
+
+    def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """The token ids of a prompt. Raises ValueError where the engine cannot answer it."""
+        ids = prompt_ids(self.tokenizer, prompt, params.asks_parallel) if isinstance(prompt, str) else list(prompt)
+        num_rows, max_positions = self.model.config.vocab_size, self.model.config.max_position_embeddings
+        wrong = next((id for id in ids if not 0 <= id < num_rows), None)
+        if wrong is not None:
+            raise ValueError(f"token id {wrong}, expected 0 to {num_rows - 1}")
+        if not 0 < len(ids) < max_positions:
+            raise ValueError(f"a prompt of {len(ids)} tokens; expected 1 to {max_positions - 1}")
+        if len(ids) >= self.cache.pages.capacity:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens does not fit into a KV cache of {self.cache.pages.capacity} tokens"
+            )
+        return ids
 
     # Step by step
 
@@ -220,10 +249,8 @@ class Engine:
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling parameters; give one or as many")
         requests = []
         for number, (prompt, p) in enumerate(zip(prompts, params, strict=True), start=1):
-            ids = prompt_ids(self.tokenizer, prompt, p.asks_parallel) if isinstance(prompt, str) else prompt
             try:
-                self._check_ids(ids)
-                requests += self._samples(ids, p)
+                requests += self._samples(self.encode(prompt, p), p)
             except ValueError as error:
                 raise ValueError(f"prompt {number}: {error}") from None
         return requests
@@ -235,16 +262,6 @@ class Engine:
         return [
             Request(ids, params, self.markup, self.scheme, max_positions, sample, prefix) for sample in range(params.n)
         ]
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        num_rows = self.model.config.vocab_size
-        wrong = next((id for id in ids if not 0 <= id < num_rows), None)
-        if wrong is not None:
-            raise ValueError(f"token id {wrong}, expected 0 to {num_rows - 1}")
-        if len(ids) >= self.cache.pages.capacity:
-            raise ValueError(
-                f"a prompt of {len(ids)} tokens does not fit into a KV cache of {self.cache.pages.capacity} tokens"
-            )
 
 
 def _make_cache(model: Any, cache_tokens: int | None, paged: bool) -> Any:

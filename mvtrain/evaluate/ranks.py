@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -59,6 +59,21 @@ class EvaluationRanks:
         values = [None] * self.world_size if self.is_first else None
         dist.gather_object(value, values)
         return values
+
+    def first_does(self, action: Callable[[], Any]) -> None:
+        """Let the first rank do something while the others wait. Where it raises ValueError or OSError, all do."""
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                action()
+            except (ValueError, OSError) as caught:
+                error = caught
+        if self.world_size > 1:
+            told = [error and f"{error}"]
+            dist.broadcast_object_list(told)
+            error = error or (ValueError(told[0]) if told[0] is not None else None)
+        if error is not None:
+            raise error
 
     def merge(self, shares: Sequence[Sequence[Item]]) -> list[Item]:
         """Undo `share`: what all ranks made of their items, in the order of all items."""
