@@ -13,7 +13,7 @@ from tests.samples import make_sample
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)></script>\"'`${alert(3)}<!--|**[x](javascript:alert(4))"
 HEADER: dict[str, Any] = {
     "checkpoint": {"path": "runs/quickstart/parallel/export", "fingerprint": "ab" * 32},
-    "command": "mvtrain evaluate runs/quickstart/parallel/export --task sums.jsonl --n 2 --temperature 0.6",
+    "command": "mvtrain evaluate runs/quickstart/parallel/export --task sums.jsonl --samples 2 --temperature 0.6",
     "started": "2026-01-02T03:04:05+00:00",
     "hardware": "2 cores",
     "dtype": "bfloat16",

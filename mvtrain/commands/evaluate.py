@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modes", default="parallel", metavar="LIST",
         help="parallel (default), unasked: blocks run, but nobody asks for them, sequential: none runs")  # fmt: skip
     add("--sequential", action="store_const", const="sequential", dest="modes", help="the same as --modes sequential")
-    add("--n", type=int, default=1, help="answers to each problem, with seeds SEED, SEED + 1, ... (default: 1)")
+    # Not --n: the launcher of DeepSpeed takes that for one of its own options, wherever it stands.
+    add("--samples", type=int, default=1, metavar="N", dest="n", help="answers to each problem (default: 1)")
     add("--budgets", metavar="LIST", default="", help="critical paths at which to give accuracy, such as 1024,2048")
     add("--budget-policy", choices=["wrong", "forced"], default="wrong", dest="policy",
         help="what is cut at a budget is wrong (default), or closed there and asked for its answer")  # fmt: skip
