@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from mvtrain.train.config import TrainConfig, complain
 
@@ -14,7 +15,21 @@ def main() -> None:
     except ImportError as error:
         complain(str(error))
         sys.exit(2)
-    run(config)
+    run(config, evaluator(config))
+
+
+def evaluator(config: TrainConfig) -> Any:
+    """What measures the weights while they are trained, if the recipe asks for it; its task is read at once."""
+    if not config.evaluate.every_steps:
+        return None
+    try:
+        from mvtrain.evaluate.in_training import check_task, evaluate_in_training
+
+        check_task(config.evaluate)
+    except (ValueError, OSError, ImportError) as error:
+        complain(f"evaluate.task: {error}")
+        sys.exit(2)
+    return evaluate_in_training
 
 
 if __name__ == "__main__":

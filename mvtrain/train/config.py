@@ -79,6 +79,28 @@ class WandbConfig(_Group):
     name: str | None = Field(None, description="name of the run; default: the last part of output_dir")
 
 
+class EvaluateConfig(_Group):
+    every_steps: int = Field(0, ge=0, description="evaluate every so many steps, and at the end; 0: never")
+    task: str | None = Field(None, description="a task of `mvtrain evaluate`, or a JSONL file of problems")
+    data_dir: str | None = Field(None, description="local copies of the tasks; default: the hub")
+    limit: int | None = Field(32, ge=1, description="the first so many problems")
+    modes: list[Literal["parallel", "unasked", "sequential"]] = Field(
+        ["parallel"], min_length=1, description="as in `mvtrain evaluate`"
+    )
+    max_tokens: int = Field(1024, ge=1, description="limit on the critical path")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    batch_size: int = Field(32, ge=1, description="answers that a rank writes at a time")
+    report: bool = Field(False, description="a report.html for every evaluation")
+
+    @model_validator(mode="after")
+    def _has_a_task(self) -> EvaluateConfig:
+        if self.every_steps and not self.task:
+            raise ValueError("evaluate.every_steps needs evaluate.task: a name, or a JSONL file of problems")
+        if self.task and self.task.endswith(FILE_SUFFIXES) and not Path(self.task).is_file():
+            raise ValueError(f"no such file: {self.task}")
+        return self
+
+
 class TrainConfig(_Group):
     """Everything `launch/sft.py` can be told. Sections only group the help."""
 
@@ -131,6 +153,8 @@ class TrainConfig(_Group):
         description="auto: newest checkpoint in output_dir; never: stop if there is one; or a folder",
     )
     export_dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="of the exported model; auto: precision")
+
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="evaluations while training")
 
     log_every: int = Field(1, ge=1, description="steps between two lines of progress; log.jsonl has every step")
     wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases")

@@ -44,14 +44,28 @@ def export_model(engine: Any, ranks: Ranks, plan: Plan, step: int, stage: int) -
     if ranks.is_first:
         beside = folder.with_name("export.partial")
         state = {name: value.to(dtype) for name, value in state.items()}
-        state = merge_tag_rows(state, plan.tags.as_tuple(), engine.module.lm.config.tie_word_embeddings)
-        _write(engine.module.lm, state, plan, step, beside)
+        _write(engine.module.lm, merged(engine, state, plan), plan, step, beside)
         del state
         difference = _compare(beside, trained_TV, sample, plan.config.export_precision, ranks.device)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     ranks.wait()
     return folder, difference
+
+
+def write_model(engine: Any, ranks: Ranks, plan: Plan, step: int, stage: int, folder: Path) -> None:
+    """Write the weights as they are, in the run's precision. Called by every rank; the first writes."""
+    state = whole_state(engine, stage)
+    if ranks.is_first:
+        dtype = DTYPES[plan.config.precision]
+        state = {name: value.to(dtype) for name, value in state.items()}
+        _write(engine.module.lm, merged(engine, state, plan), plan, step, folder)
+    ranks.wait()
+
+
+def merged(engine: Any, state: dict[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+    """The state with the tags' rows in their places."""
+    return merge_tag_rows(state, plan.tags.as_tuple(), engine.module.lm.config.tie_word_embeddings)
 
 
 def whole_state(engine: Any, stage: int) -> dict[str, torch.Tensor]:

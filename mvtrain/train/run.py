@@ -11,6 +11,7 @@ import traceback
 from mvtrain.train.bad_steps import TooManyBadSteps
 from mvtrain.train.checkpoint import SaveError
 from mvtrain.train.config import ConfigError, TrainConfig, complain
+from mvtrain.train.evaluations import Evaluate
 from mvtrain.train.launchers import LaunchError
 from mvtrain.train.processes import end_process
 from mvtrain.train.stopping import STOPPED, Preempted, StopSignals
@@ -20,12 +21,12 @@ EXPECTED = (SaveError, TooManyBadSteps, ConfigError)
 """Errors that need no traceback: what happened and what to do is in their text."""
 
 
-def run(config: TrainConfig) -> None:
+def run(config: TrainConfig, evaluate: Evaluate | None = None) -> None:
     """Train and export, or with `dry_run` tell what would be done. Ends the process."""
     signals = StopSignals()
     signals.install()
     try:
-        trainer = Trainer(config, signals)  # reads the data and plans; loads no weights
+        trainer = Trainer(config, signals, evaluate)  # reads the data and plans; loads no weights
     except (ValueError, OSError, ImportError) as error:
         complain(str(error))
         sys.exit(2)

@@ -25,6 +25,7 @@ from mvtrain.train.checkpoint_files import read_state, write_durably
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.engine_setup import start_engine
 from mvtrain.train.estimate import ModelSize, estimate, fullest
+from mvtrain.train.evaluations import Evaluate, Evaluations
 from mvtrain.train.export import export_model
 from mvtrain.train.header import HEADER_NAME, run_header
 from mvtrain.train.identity import identity
@@ -44,13 +45,16 @@ class Trainer:
     """One run on this rank.
 
     Args:
+        evaluate: measures the weights every so many steps, see `evaluations`.
         signals: installed where the process belongs to the run; asked after every step.
 
     Raises:
         ValueError: data, tokenizer, checkpoint or DeepSpeed configuration do not fit. Nothing was started.
     """
 
-    def __init__(self, config: TrainConfig, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, signals: StopSignals | None = None, evaluate: Evaluate | None = None
+    ) -> None:
         self.config = config
         self.signals = signals or StopSignals()
         self.ranks = Ranks.from_environment()
@@ -63,6 +67,7 @@ class Trainer:
         self.identity = identity(config, self.plan)
         for folder in filter(resume.is_readable, self.candidates[:1]):
             resume.refuse_another_run(folder, self.identity, self.stage)
+        self.evaluations = Evaluations(self.plan, self.ranks, evaluate)
         self.progress = Progress(len(self.plan.steps), config.log_every, sys.stdout if self.ranks.is_first else None)
         self.engine: Any = None
         self.stepper: Stepper | None = None
@@ -87,6 +92,8 @@ class Trainer:
         self.signals.finish_steps(True)
         while self.num_done < len(self.plan.steps):
             update = self._step()
+            if not update.stop and self.evaluations.is_due(self.num_done, len(self.plan.steps)):
+                self._evaluate()
             if update.stop or self._is_time_to_save():
                 self._save(must=update.stop)
             if update.stop:
@@ -168,6 +175,13 @@ class Trainer:
             self.progress.note(f"warning: {warning}")
         self.num_done = number + 1
         return update
+
+    def _evaluate(self) -> None:
+        figures = self.evaluations.run(self.engine, self.num_done, self.stage)
+        if figures is not None:
+            self.tracker.log({"step": self.num_done, **figures})
+            shown = ", ".join(f"{name.removeprefix('evaluate/')} {value:.3g}" for name, value in figures.items())
+            self.progress.note(f"evaluated after step {self.num_done}: {shown}")
 
     def _is_time_to_save(self) -> bool:
         every = self.config.save_every_steps
