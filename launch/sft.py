@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mvtrain.train.config import TrainConfig, complain
+from mvtrain.train.config import TrainConfig
+from mvtrain.train.mistakes import complain
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +14,8 @@ from mvtrain.evaluate.report.compact import compact_tokens, rounded_tokens
 from mvtrain.evaluate.report.html import render_html
 from mvtrain.evaluate.report.markdown import render_markdown
 from mvtrain.evaluate.report.payload import build_payload, order_of_keeping
+from mvtrain.evaluate.report.plots import MOST_POINTS, _binned_medians, draw_plots
+from mvtrain.evaluate.report.wording import as_figure
 from tests.report_samples import HEADER, HOSTILE, hostile_run, make_run
 
 pytest.importorskip("jinja2")
@@ -126,6 +129,55 @@ def test_nothing_measured_is_a_page_too():
     assert "The run measured nothing" in page and "Consistency check skipped" in page
     failed = render_html({"verified": {"ok": False}}, {"groups": [], "budgets": [], "paired": []}, [], 5_000_000)
     assert "check-failed" in failed and "FAILED" in failed
+
+
+def test_an_interval_without_width_gives_way_to_wilsons():
+    estimate = {"value": 1.0, "low": 1.0, "high": 1.0, "wilson": (0.887, 1.0)}
+    assert str(as_figure(estimate, "share")) == "100.0% [88.7, 100.0]%"
+    assert str(as_figure({**estimate, "low": 0.9}, "share")) == "100.0% [90.0, 100.0]%"
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (0.538, "share", "53.8%"), (-0.0251, "points", "-2.5 pp"), (12345.6, "count", "12,346"),
+        (1.184, "ratio", "1.18"), (0.01234, "milliseconds", "12.3 ms"), (0.75, "seconds", "0.750 s"),
+        (1234.4, "rate", "1,234"), (None, "share", "-"), (float("nan"), "share", "-"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_people_read_them(value, form, text):
+    assert as_figure(value, form).text == text
+
+
+def test_unknown_measures_are_shown_and_missing_ones_are_a_dash():
+    groups = [
+        {"task": "t", "mode": "parallel", "num_problems": 200, "num_samples": 200, "measures": {"new one": 0.25}},
+        {"task": "t", "mode": "sequential", "num_problems": 200, "num_samples": 200, "measures": {"avg": 0.5}},
+    ]
+    page = render_html({}, {"groups": groups}, [], 5_000_000)
+    assert "new one" in page and {0.25, 0.5} <= set(Elements(page).numbers())
+    assert page.count('<span class="nothing">-</span>') >= 2
+
+
+def test_plots_stay_small_with_very_many_samples():
+    _, samples = make_run(4, 40)
+    varied = [
+        replace(samples[0], critical_path=100 + k, num_generated=100 + k + k % 97) for k in range(MOST_POINTS + 1)
+    ]
+    drawn = {plot.name: plot for plot in draw_plots({}, varied)}
+    assert drawn["budget"].svg == "" and "no budgets" in drawn["budget"].missing
+    for name in ("latency", "tokens"):
+        points = {plot.name: plot.svg for plot in draw_plots({}, varied[1:])}[name]
+        assert len(drawn[name].svg) < len(points) and points.count("<use") > MOST_POINTS
+    assert "style=" not in "".join(plot.svg for plot in drawn.values()), "the page's policy allows no style attributes"
+
+
+def test_medians_of_latency_by_hand():
+    ones, others = [1.0] * 5, [1.1] * 8 + [2.0] * 8
+    x, y = _binned_medians(
+        {"parallel": (others, [8.0] * 8 + [4.0] * 8), "sequential": (ones, [9.0, 9.0, 10.0, 11.0, 11.0])}
+    )
+    assert (x, y) == ([1.0, 1.1, 2.0], [10.0, 8.0, 4.0])
 
 
 def test_hostile_is_hostile():

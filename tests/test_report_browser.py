@@ -157,6 +157,37 @@ def test_hostile_text_stays_text(browser, tmp_path):
     seen.check_quiet()
 
 
+def test_an_ungradable_answer_leads_to_its_sample_whatever_its_id(browser, tmp_path):
+    header, results, samples = hostile_run()
+    html, _ = write_report(tmp_path, header, results, samples)
+    seen = visit(browser, html)
+    seen.page.wait_for_selector(READY)
+    links = seen.page.locator("#ungradable-table a")
+    assert links.count() == 2
+    for k in range(2):
+        name = links.nth(k).inner_text()
+        links.nth(k).click()
+        seen.page.wait_for_selector("#sample[open] .mv-viewer")
+        assert seen.page.inner_text("#sample-title").split(" / ")[1] == name.split(" / ")[1]
+        seen.page.click("#sample-close")
+        seen.page.wait_for_function("!document.querySelector('#sample').open")
+    seen.check_quiet()
+
+
+def test_an_open_row_lists_what_the_filters_are_after(opened, run):
+    _, samples = run
+    page = opened.page
+    id = next(s.id for s in samples if s.correct is False)
+    page.fill("#search", id)
+    page.select_option("#filter-answer", "wrong")
+    page.click("#problem-table .expand")
+    rows = [row.inner_text().split("\t") for row in page.locator(".samples tbody tr").all()]
+    wrong = [s for s in samples if s.id == id and s.correct is False]
+    assert [(r[0], r[2], r[3]) for r in rows] == [(f"{s.mode} {s.sample}", s.answer, s.reason) for s in wrong]
+    assert [float(r[4]) for r in rows] == [round(s.parallelism, 2) for s in wrong]
+    assert [int(r[5].replace(",", "")) for r in rows] == [s.num_generated for s in wrong]
+
+
 def test_two_thousand_samples_open_quickly_and_stay_small(browser, tmp_path):
     """Under 3 s on a quiet machine; the limit here leaves room for a busy one."""
     html, _ = write_report(tmp_path, HEADER, *make_run(500, 800))

@@ -6,9 +6,7 @@ Importing this module needs no torch, so that `--help` and a mistyped key answer
 from __future__ import annotations
 
 import difflib
-import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mvtrain.train.launchers import is_first_rank
+from mvtrain.train.mistakes import complain
 
 USAGE = "deepspeed [launcher flags] launch/sft.py RECIPE.yaml [--key value ...]"
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -246,14 +244,6 @@ class TrainConfig(_Group):
         except ConfigError as error:
             complain(str(error))
             raise SystemExit(2) from None
-
-
-def complain(message: str, *, for_all: bool = True) -> None:
-    """Print a mistake; one that all ranks find once per run, before the others end and the launcher kills the first."""
-    if not for_all or is_first_rank(os.environ):
-        print(f"sft: error: {message}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(3)
 
 
 _SECTIONS = {"model": "model", "data.parallel": "data", "context": "training", "log_every": "tracking"}

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -75,6 +75,12 @@ def meet(launch: Launch, patience: float = PATIENCE) -> TCPStore:
             f"{_me(launch)} lost the first rank at {_where(launch)} while the ranks met; its output says why ({error})",
             on_all_ranks=False,
         ) from None
+
+
+def decline(launch: Launch, reason: str, patience: float = PATIENCE) -> None:
+    """This rank cannot take part: tell the first one, which waits for it. Gives up in silence."""
+    with suppress(LaunchError, DistError):
+        _reach(launch, patience).set("declined", f"{_me(launch)} cannot take part: {reason}")
 
 
 def _serve(launch: Launch) -> TCPStore:
@@ -164,6 +170,8 @@ def _await_all(store: TCPStore, launch: Launch, patience: float) -> TCPStore:
     began, told = time.monotonic(), False
     while (arrived := store.add("arrived", 0)) < launch.world_size:
         waited = time.monotonic() - began
+        if store.check(["declined"]):
+            _call_off(store, store.get("declined").decode())
         if waited > patience:
             _call_off(store, _who_is_missing(store, launch, patience))
         if waited > NOTICE and not told:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 import traceback
 
+from mvtrain.provenance import without_secrets
 from mvtrain.train.bad_steps import TooManyBadSteps
 from mvtrain.train.checkpoint import SaveError
-from mvtrain.train.config import ConfigError, TrainConfig, complain
+from mvtrain.train.config import ConfigError, TrainConfig
 from mvtrain.train.evaluations import Evaluate
 from mvtrain.train.launchers import LaunchError
+from mvtrain.train.mistakes import complain
 from mvtrain.train.processes import end_process
 from mvtrain.train.stopping import STOPPED, Preempted, StopSignals
 from mvtrain.train.trainer import Trainer
@@ -45,12 +47,13 @@ def run(config: TrainConfig, evaluate: Evaluate | None = None) -> None:
         trainer.close()
         end_process(2)
     except EXPECTED as error:  # on every rank alike
-        complain(str(error))
+        complain(str(error), for_all=True)
         trainer.close()
         end_process(1)
     except BaseException as error:
         trainer.fail(error)
-        print(f"[rank {trainer.ranks.rank}] {traceback.format_exc()}", file=sys.stderr, flush=True)
+        text = without_secrets(traceback.format_exc())
+        print(f"[rank {trainer.ranks.rank}] {text}", file=sys.stderr, flush=True)
         end_process(1)
     trainer.close()
     end_process(0)

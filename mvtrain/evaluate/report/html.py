@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib import resources
 from pathlib import PurePath
 from typing import Any
@@ -20,7 +21,7 @@ from mvtrain.evaluate.report.payload import (
     sample_link,
     ungradable_rows,
 )
-from mvtrain.evaluate.report.plots import draw_plots
+from mvtrain.evaluate.report.plots import draw_plots, spans_the_page
 
 MOST_UNGRADABLE = 200
 """Rows of the section of ungradable answers; the table below finds all of them."""
@@ -64,11 +65,13 @@ def page_values(header: Mapping[str, Any], results: Mapping[str, Any], samples: 
         "figures": [{key: figure for key, (_, figure) in wording.measures_of(group).items()} for group in groups],
         "tables": _task_tables(groups),
         "warnings": wording.warnings_of(results),
-        "pairs": [wording.describe_difference(pair) for pair in results.get("paired") or []],
+        "pairs": _differences(results, at_budgets=False),
+        "budget_pairs": _differences(results, at_budgets=True),
         "budgets": budget_rows(results),
+        "wide_first": spans_the_page(results),
         "plots": draw_plots(results, samples),
-        "ungradable": [(s, sample_link(s), _cut(s.answer or "-"), _cut(s.reference)) for s in ungradable][
-            :MOST_UNGRADABLE
+        "ungradable": [
+            (s, sample_link(s), _cut(s.answer or "-"), _cut(s.reference)) for s in ungradable[:MOST_UNGRADABLE]
         ],
         "num_ungradable": len(ungradable),
         "reasons": count_reasons(samples),
@@ -103,10 +106,12 @@ def _read(name: str) -> str:
 
 
 def report_title(header: Mapping[str, Any]) -> str:
-    """The model's name, else the last part of the checkpoint's path."""
+    """The model's name, else the end of the checkpoint's path: three parts of it where the last is only `export`."""
     checkpoint = header.get("checkpoint")
     path = checkpoint.get("path") if isinstance(checkpoint, Mapping) else checkpoint
-    return str(header.get("model") or (PurePath(str(path)).name if path else "") or "a checkpoint")
+    parts = PurePath(str(path)).parts if path else ()
+    shown = "/".join(parts[-3:] if parts[-1:] == ("export",) else parts[-1:]).lstrip("/")
+    return str(header.get("model") or shown or "a checkpoint")
 
 
 def command_line(header: Mapping[str, Any]) -> str:
@@ -119,7 +124,7 @@ def header_facts(header: Mapping[str, Any], results: Mapping[str, Any]) -> list[
     """A line of what was run, for the top of the page: only what the header has, and only plain values."""
     groups = results.get("groups") or []
     facts = [
-        ("date", header.get("started") or header.get("date")),
+        ("date", _date(header.get("started") or header.get("date"))),
         ("tasks", ", ".join(dict.fromkeys(str(group.get("task")) for group in groups))),
         ("modes", ", ".join(sorted({str(group.get("mode")) for group in groups}, key=mode_place))),
         ("samples", f"{sum(group.get('num_samples') or 0 for group in groups):,}"),
@@ -129,6 +134,14 @@ def header_facts(header: Mapping[str, Any], results: Mapping[str, Any]) -> list[
         ),
     ]
     return [(name, str(value)) for name, value in facts if value and not isinstance(value, (Mapping, list, tuple))]
+
+
+def _date(given: Any) -> str:
+    """A time as people write it, in the zone in which it was given; what is no time stays as it is."""
+    try:
+        return datetime.fromisoformat(str(given)).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return str(given or "")
 
 
 def _group_place(group: Mapping[str, Any]) -> tuple[str, tuple[int, str]]:
@@ -144,6 +157,11 @@ def _task_tables(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         lines = [(row, [of_mode.get(row.key) for of_mode in figures]) for row in wording.all_rows(own)]
         tables.append({"task": task, "modes": [group.get("mode") for group in own], "lines": lines})
     return tables
+
+
+def _differences(results: Mapping[str, Any], at_budgets: bool) -> list[tuple[str, wording.Figure, str, str]]:
+    pairs = results.get("paired") or []
+    return [wording.describe_difference(pair) for pair in pairs if (pair.get("budget") is not None) == at_budgets]
 
 
 def budget_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ MOST_UNGRADABLE = 50
 _LONGEST_CELL = 200
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
 
+_UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, what turns the direction of text around, and lone surrogates."""
+
 
 def render_markdown(header: Mapping[str, Any], results: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     """Header, summary, differences, budgets and ungradable answers. Text of a model cannot become markup."""
@@ -75,6 +78,6 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     """One line of text in which nothing is markup."""
-    text = " ".join(str("-" if value is None else value).split())
+    text = " ".join(_UNSEEN.sub("\ufffd", str("-" if value is None else value)).split())
     text = text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…"
     return _SPECIAL.sub(r"\\\1", text)

@@ -23,6 +23,7 @@ _ANSWER_LENGTH = 160
 _QUESTION_LENGTH = 240
 _REASON_LENGTH = 240
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_QUOTED = "!'()*"  # by encodeURIComponent, with which the page compares
 _PER_RECORD = 4  # quotes and comma of one packed record in the JSON list, and the digit of its level
 
 
@@ -163,7 +164,6 @@ def _figures(sample: Sample) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "answer": sample.answer if sample.answer is not None else "none",
         "reference": sample.reference,
-        "graded": {True: "right", False: "wrong", None: "ungradable"}[sample.correct],
         "reason": sample.reason,
         "tokens": sample.num_generated,
         "critical path": sample.critical_path,
@@ -188,15 +188,15 @@ def ungradable_rows(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def count_reasons(samples: Sequence[Sample]) -> dict[str, int]:
-    """How the samples were graded: right, wrong answers, no answer given, and ungradable."""
+    """How the samples were graded: right, wrong, without an answer, which counts as wrong, and ungradable."""
     kinds = Counter(_grading(sample) for sample in samples)
-    return {name: kinds[name] for name in ("right", "wrong answer", "no answer", "ungradable")}
+    return {name: kinds[name] for name in ("right", "wrong", "without an answer", "ungradable")}
 
 
 def _grading(sample: Sample) -> str:
     if sample.correct is None:
         return "ungradable"
-    return "right" if sample.correct else "no answer" if sample.answer is None else "wrong answer"
+    return "right" if sample.correct else "without an answer" if sample.answer is None else "wrong"
 
 
 def sample_link(sample: Sample) -> str:
@@ -204,7 +204,7 @@ def sample_link(sample: Sample) -> str:
     parts: list[Any] = [sample.task, sample.mode, sample.id, sample.sample]
     if sample.budget is not None:
         parts.append(sample.budget)
-    path = "/".join(quote(_writable(str(part)), safe="") for part in parts)
+    path = "/".join(quote(_writable(str(part)), safe=_NOT_QUOTED) for part in parts)
     return f"#sample={quote(path, safe='')}"
 
 
@@ -227,6 +227,8 @@ def describe_payload(payload: Payload, max_bytes: int) -> Mapping[str, str]:
     tokens = (
         f"{with_tokens:,} of {payload.num_samples:,} samples can be looked at token by token"
         f" ({payload.num_tokens_given:,} were recorded that way)."
+        if payload.num_tokens_given
+        else "The run recorded no details per token: responses are shown as text."
     )
     missing = ""
     if without_text:

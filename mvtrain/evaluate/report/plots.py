@@ -17,7 +17,10 @@ from mvtrain.evaluate.report.wording import as_figure
 
 MOST_POINTS = 3000
 """Above this many samples a scatter plot shows cells, darker the more samples are in them."""
+NEARLY_ONE = 1.005
+"""A parallelism below it is shown as 1.00."""
 _CELLS = 48
+_THIRD, _HALF, _WHOLE = 4.4, 6.0, 12.4  # of the page's width, in inches
 _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mvtrain",
@@ -62,10 +65,17 @@ def draw_plots(results: Mapping[str, Any], samples: Sequence[Sample]) -> list[Pl
     Raises ImportError that names the extra where matplotlib is missing.
     """
     main_run = [s for s in samples if s.budget is None and s.num_generated > 0]
-    return [_accuracy_by_budget(results), _latency(main_run), _parallelism(main_run), _tokens(main_run)]
+    width = _THIRD if spans_the_page(results) else _HALF
+    others = [draw(main_run, width) for draw in (_latency, _parallelism, _tokens)]
+    return [_accuracy_by_budget(results), *others]
 
 
-def _figure(draw: Callable[[Any], None], name: str, title: str, caption: str, width: float = 6.0) -> Plot:
+def spans_the_page(results: Mapping[str, Any]) -> bool:
+    """Whether the plot of budgets has a panel for each of several tasks, and the others stand in a row below it."""
+    return len({curve.get("task") for curve in results.get("budgets") or [] if curve.get("points")}) > 1
+
+
+def _figure(draw: Callable[[Any], None], name: str, title: str, caption: str, width: float) -> Plot:
     """Draws with the settings above, whatever the user's own are, and without a window system."""
     try:
         import matplotlib
@@ -107,11 +117,21 @@ def _accuracy_by_budget(results: Mapping[str, Any]) -> Plot:
                     _draw_curve(axes, curve, dashes, label)
             axes.set_title(task)
             axes.set_xlabel("critical-path tokens")
-            _thousands(axes.xaxis)
+            _budget_axis(axes, [p["budget"] for curve in curves for p in curve["points"] if p.get("budget")])
         panels[0].set_ylabel("right answers (%)")
-        panels[-1].legend(loc="best")
+        panels[0].set_ylim(bottom=0)
+        panels[0].legend(loc="best")
 
-    return _figure(draw, name, title, caption, width=max(6.0, 3.6 * len(tasks)))
+    return _figure(draw, name, title, caption, _HALF if len(tasks) == 1 else _WHOLE)
+
+
+def _budget_axis(axes: Any, budgets: list[int]) -> None:
+    """Budgets that go over several doublings stand equally far apart, each with its number."""
+    if budgets and max(budgets) >= 6 * min(budgets):
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(set(budgets)))
+        axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def _draw_curve(axes: Any, curve: Mapping[str, Any], dashes: str, label: str) -> None:
@@ -125,16 +145,16 @@ def _draw_curve(axes: Any, curve: Mapping[str, Any], dashes: str, label: str) ->
     banded = [(b, f) for b, f in points if f.low is not None and f.high is not None]
     if banded:
         low, high = ([100 * getattr(f, end) for _, f in banded] for end in ("low", "high"))
-        axes.fill_between([b for b, _ in banded], low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.fill_between([b for b, _ in banded], low, high, color=colour, alpha=0.1, linewidth=0)
 
 
-def _latency(samples: list[Sample]) -> Plot:
+def _latency(samples: list[Sample], width: float) -> Plot:
     name, title = "latency", "Latency a token against parallelism"
     caption = "Milliseconds of a sample's time in the batch over its generated tokens. Line: medians of equal groups."
     timed = [s for s in samples if s.seconds > 0]
     if not timed:
         return Plot(name, title, caption, missing="No sample has a time.")
-    if max(s.parallelism for s in timed) < 1.005:
+    if max(s.parallelism for s in timed) < NEARLY_ONE:
         return Plot(name, title, caption, missing="No sample ran anything in parallel: parallelism is 1.00 throughout.")
     points = {
         mode: ([s.parallelism for s in group], [1000 * s.seconds / s.num_generated for s in group])
@@ -151,7 +171,7 @@ def _latency(samples: list[Sample]) -> Plot:
         axes.set_ylim(bottom=0, top=1.1 * _high_end([value for _, values in points.values() for value in values]))
         axes.legend(loc="best")
 
-    return _figure(draw, name, title, caption)
+    return _figure(draw, name, title, caption, width)
 
 
 def _high_end(values: list[float]) -> float:
@@ -161,19 +181,24 @@ def _high_end(values: list[float]) -> float:
 
 
 def _binned_medians(points: Mapping[str, tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
-    """Medians of x and y in up to ten groups of equally many points of rising x, at least eight in each."""
+    """Medians of x and y: of all points that ran nothing in parallel, and of the others in groups of rising x.
+
+    The groups are up to ten, equally large, and of eight points at least.
+    """
     pairs = sorted((x, y) for xs, ys in points.values() for x, y in zip(xs, ys, strict=True))
-    groups = min(10, len(pairs) // 8)
-    bounds = [len(pairs) * i // groups for i in range(groups + 1)] if groups else []
-    cut = [pairs[a:b] for a, b in pairwise(bounds)]
+    alone = [pair for pair in pairs if pair[0] < NEARLY_ONE]
+    others = pairs[len(alone) :]
+    groups = min(10, len(others) // 8)
+    bounds = [len(others) * i // groups for i in range(groups + 1)] if groups else []
+    cut = [alone] * bool(alone) + [others[a:b] for a, b in pairwise(bounds)]
     return [statistics.median(x for x, _ in g) for g in cut], [statistics.median(y for _, y in g) for g in cut]
 
 
-def _parallelism(samples: list[Sample]) -> Plot:
+def _parallelism(samples: list[Sample], width: float) -> Plot:
     name, title = "parallelism", "Parallelism of the samples"
     caption = "Generated tokens over tokens on the critical path, in the modes that run blocks in parallel."
     values = {mode: [s.parallelism for s in group] for mode, group in _by_mode(samples).items()}
-    values = {mode: numbers for mode, numbers in values.items() if max(numbers) >= 1.005}
+    values = {mode: numbers for mode, numbers in values.items() if max(numbers) >= NEARLY_ONE}
     if not values:
         return Plot(name, title, caption, missing="No sample ran anything in parallel: parallelism is 1.00 throughout.")
 
@@ -188,10 +213,10 @@ def _parallelism(samples: list[Sample]) -> Plot:
         axes.grid(axis="x", visible=False)
         axes.legend(loc="best")
 
-    return _figure(draw, name, title, caption)
+    return _figure(draw, name, title, caption, width)
 
 
-def _tokens(samples: list[Sample]) -> Plot:
+def _tokens(samples: list[Sample], width: float) -> Plot:
     name, title = "tokens", "Generated against critical-path tokens"
     caption = "On the diagonal everything is sequential; the further above it, the more ran side by side."
     if not samples:
@@ -208,14 +233,14 @@ def _tokens(samples: list[Sample]) -> Plot:
         if high > 20 * low:
             axes.set_xscale("log")
             axes.set_yscale("log")
-        axes.plot([low, high], [low, high], "--", color=SOFT, linewidth=1, label="sequential", zorder=3)
+        axes.plot([low, high], [low, high], "--", color=SOFT, linewidth=1, label="nothing in parallel", zorder=3)
         _scatter(axes, points)
         axes.set(xlabel="critical-path tokens", ylabel="generated tokens")
         for axis in (axes.xaxis, axes.yaxis):
             _thousands(axis)
         axes.legend(loc="best")
 
-    return _figure(draw, name, title, caption)
+    return _figure(draw, name, title, caption, width)
 
 
 def _by_mode(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
@@ -235,12 +260,14 @@ def _scatter(axes: Any, points: Mapping[str, tuple[list[float], list[float]]]) -
             axes.plot(x, y, " ")  # for the limits of the axes
     for mode, (x, y) in reversed(points.items()):
         if many:
-            _cells(axes, x, y, _colour(mode), mode)
+            _cells(axes, x, y, _colour(mode))
         else:
-            axes.plot(x, y, "o", color=_colour(mode), markersize=3.4, alpha=0.5, markeredgewidth=0, label=mode)
+            axes.plot(x, y, "o", color=_colour(mode), markersize=3.4, alpha=0.5, markeredgewidth=0)
+    for mode, (x, _) in points.items():
+        axes.plot([], [], "s" if many else "o", color=_colour(mode), markersize=6, label=f"{mode} ({len(x):,})")
 
 
-def _cells(axes: Any, x: list[float], y: list[float], colour: str, label: str) -> None:
+def _cells(axes: Any, x: list[float], y: list[float], colour: str) -> None:
     """Counts on a grid of cells of the axes, as squares of five strengths."""
     import numpy as np
     from matplotlib.collections import PolyCollection
@@ -256,7 +283,6 @@ def _cells(axes: Any, x: list[float], y: list[float], colour: str, label: str) -
             for i, j in np.argwhere(strengths == strength)
         ]
         axes.add_collection(PolyCollection(corners, facecolor=colour, alpha=0.16 * strength, linewidth=0))
-    axes.plot([], [], "s", color=colour, markersize=7, label=f"{label} ({len(x):,})")
 
 
 def _thousands(axis: Any) -> None:

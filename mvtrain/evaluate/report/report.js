@@ -14,6 +14,9 @@ const mvReport = (() => {
     form: [["", "any"], ["blocks", "with blocks"], ["plain", "without blocks"], ["truncated", "truncated"],
       ["malformed", "not well formed"]],
   };
+  const SAMPLE_COLUMNS = [["Sample", ""], ["Graded", ""], ["Answer", ""], ["Why", ""], ["Parallelism", "number"],
+    ["Tokens", "number"], ["Critical path", "number"], ["Blocks", "number"], ["Time", "number"], ["Ended", ""], ["Here", ""]];
+  const DETAILS = { 0: "no response", 1: "response", 2: "response, tokens" };
   const GRADES = { true: "right", false: "wrong", null: "ungradable" };
 
   const find = (id) => document.getElementById(id);
@@ -110,7 +113,9 @@ const mvReport = (() => {
     const button = make("button", { type: "button", class: "expand text", "aria-expanded": String(isOpen) }, problem.id);
     button.addEventListener("click", () => change({ open: isOpen ? "" : String(problem.key) }));
     const cell = make("th", { scope: "rowgroup", rowspan: view.lines.length, class: "text problem" });
-    if (data.tasks.length > 1) cell.append(make("span", { class: "soft" }, `${problem.task} / `));
+    if (data.tasks.length > 1 && !problem.id.startsWith(problem.task)) {
+      cell.append(make("span", { class: "soft" }, `${problem.task} / `));
+    }
     cell.append(button, make("span", { class: "question" }, problem.question));
     return cell;
   }
@@ -149,17 +154,37 @@ const mvReport = (() => {
     return group;
   }
 
+  // The samples of an open row that the filters are after.
   function samplesRow(view) {
-    const list = make("ul", { class: "samples" });
+    const heads = SAMPLE_COLUMNS.map(([text, kind]) => make("th", { scope: "col", class: kind }, text));
+    const table = make("table", { class: "samples" }, make("thead", {}, make("tr", {}, ...heads)));
+    const rows = make("tbody", {});
     for (const sample of view.matching) {
-      const text = `${sample.mode} ${sample.sample}${sample.budget === null ? "" : ` @${sample.budget}`}`;
-      const grade = GRADES[sample.correct];
-      const link = make("a", { href: address({ sample: pathOf(sample) }), class: "sample" },
-        make("span", { class: `grade grade-${grade}` }, grade), ` ${text}`,
-        make("span", { class: "soft" }, ` ${number(sample.tokens)} tokens in ${number(sample.critical_path)} steps`));
-      list.append(make("li", {}, link));
+      const row = make("tr", {}, ...sampleCells(sample));
+      row.addEventListener("click", (event) => {
+        if (!event.target.closest("a") && !getSelection().toString()) openSample(sample);
+      });
+      rows.append(row);
     }
-    return make("tr", { class: "expanded" }, make("td", { colspan: COLUMNS.length }, list));
+    table.append(rows);
+    return make("tr", { class: "expanded" }, make("td", { colspan: COLUMNS.length }, table));
+  }
+
+  function sampleCells(sample) {
+    const grade = GRADES[sample.correct];
+    const link = make("a", { href: address({ sample: pathOf(sample) }), class: "sample" }, `${sample.mode} ${sample.sample}`);
+    const ended = { stop: "by itself", length: "cut off" }[sample.finish] ?? sample.finish;
+    return [
+      make("td", {}, link),
+      make("td", {}, make("span", { class: `grade grade-${grade}` }, grade)),
+      make("td", { class: "text answer" }, sample.answer ?? make("span", { class: "nothing" }, "none")),
+      make("td", { class: "text reason" }, sample.reason),
+      ...[number(sample.critical_path ? sample.tokens / sample.critical_path : 1, 2), number(sample.tokens),
+        number(sample.critical_path), number(sample.blocks), sample.seconds === null ? "-" : `${number(sample.seconds, 1)} s`,
+      ].map((text) => make("td", { class: "number" }, text)),
+      make("td", { class: "text" }, sample.well_formed ? ended : `${ended}, not well formed`),
+      make("td", { class: "soft" }, DETAILS[about.levels[sample.row]] ?? ""),
+    ];
   }
 
   function pager(id, page, pages) {

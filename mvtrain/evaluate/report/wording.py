@@ -32,9 +32,10 @@ MEASURES = (
     Measure("with_blocks", "With blocks", "share", "at least one block ran in parallel"),
     Measure("truncated", "Truncated", "share", "cut off at a limit of length"),
     Measure("forced_closes", "Forced closes", "share", "the engine had to close a path or a block"),
+    Measure("failed", "Failed", "share", "cancelled, or the model's output was not a number"),
     Measure("parallelism", "Parallelism", "ratio", "generated / critical-path tokens, ratio of sums"),
     Measure("parallelism_mean", "Parallelism, mean", "ratio", "mean over samples of the ratio"),
-    Measure("parallelism_paper", "Parallelism, as in the paper", "ratio", "as the paper counts it"),
+    Measure("parallelism_paper", "Parallelism, prompt included", "ratio", "as the paper's code counts it"),
     Measure("generated_tokens", "Tokens", "count", "generated tokens a sample, the prompt left out"),
     Measure("critical_path_tokens", "Critical path", "count", "tokens on the longest sequential chain, a sample"),
     Measure("seconds_per_sample", "Seconds a sample", "seconds", "from admission into the batch to the last token"),
@@ -86,9 +87,15 @@ class MeasureRow:
 
 
 def as_figure(value: Any, form: str = "number") -> Figure:
-    """A number, or a dict of value, low and high; anything else, and what is not finite, is a figure of nothing."""
+    """A number, or a dict of value, low and high; anything else, and what is not finite, is a figure of nothing.
+
+    Where a bootstrap interval has no width, since all problems score the same, Wilson's is taken if it is given.
+    """
     if isinstance(value, Mapping):
-        return Figure(*(_finite(value.get(part)) for part in ("value", "low", "high")), form)
+        low, high = _finite(value.get("low")), _finite(value.get("high"))
+        if low == high and value.get("wilson"):
+            low, high = map(_finite, value["wilson"])
+        return Figure(_finite(value.get("value")), low, high, form)
     return Figure(_finite(value), None, None, form)
 
 
@@ -186,7 +193,7 @@ def _warning(task: str, number: int, widths: list[float]) -> str:
     text = f"{task}: only {number} problem{'' if number == 1 else 's'}"
     if widths:
         text += f", so an accuracy is known to about ±{100 * max(widths):.0f} points"
-    return f"{text}. Differences between models or modes smaller than that say nothing."
+    return f"{text}. Compare modes by their paired differences, and make nothing of smaller ones between models."
 
 
 def describe_difference(pair: Mapping[str, Any]) -> tuple[str, Figure, str, str]:
