@@ -1,4 +1,4 @@
-"""Evaluate on several processes: `deepspeed [launcher flags] launch/evaluate.py CKPT --problems FILE [options]`.
+"""Evaluate on several processes: `deepspeed [launcher flags] launch/evaluate.py CKPT --task TASK [options]`.
 
 Every rank loads the checkpoint, answers every n-th problem with an engine of its own, and the first one reports. The
 options are those of `mvtrain evaluate`.
