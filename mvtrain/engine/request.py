@@ -415,7 +415,10 @@ class Request:
                 self._check_budget(branch.parent)
 
     def _out_of_budget(self) -> None:
-        """Finish, or, with `answer_tokens` and for the first time, close what is open and open the answer."""
+        """Finish, or, with `answer_tokens` and for the first time, close what is open and open the answer.
+
+        An answer that has begun, as the reasoning is over, goes on instead.
+        """
         if self.answer_forced or not self.params.answer_tokens:
             self._finish("length")
             return
@@ -427,17 +430,19 @@ class Request:
         self._abandon(root, "the answer was forced")
         if root.stage in ("conclusion", "end_conclusion"):
             self._close_block(root)
-        self._force(root, self.markup.final_answer(self.params.answer_prefix, self._is_thinking()))
+        last_think = self._last_think()
+        if last_think != self.markup.tags.end_think:
+            thinking = last_think == self.markup.tags.think
+            self._force(root, self.markup.final_answer(self.params.answer_prefix, thinking))
         self.total_limit = self.num_tokens + self.params.answer_tokens
         root.position_limit = min(root.position + self.params.answer_tokens, self.max_positions)
         if root.position >= root.position_limit:
             self._finish("length")
 
-    def _is_thinking(self) -> bool:
-        """Whether `<Think>` is open at the top level."""
+    def _last_think(self) -> int | None:
+        """The last `<Think>` or `</Think>` at the top level."""
         tags = self.markup.tags
-        last = next((token for token in reversed(self.root.tokens) if token in (tags.think, tags.end_think)), None)
-        return last == tags.think
+        return next((token for token in reversed(self.root.tokens) if token in (tags.think, tags.end_think)), None)
 
     def _finish(self, reason: str) -> None:
         """End the request. Open paths are closed by force, in the order of the text."""

@@ -54,7 +54,8 @@ class SamplingParams:
     """How deep blocks may nest; a block that is deeper is not forked."""
     answer_tokens: int = 0
     """0: an answer that reaches a limit ends there. Above, what is open is then closed, `answer_prefix` is put in, and
-    the model has so many tokens more to give its answer (budget forcing, Muennighoff et al. 2025)."""
+    the model has so many tokens more to give its answer (budget forcing, Muennighoff et al. 2025). Where the reasoning
+    is over, the answer that has begun goes on."""
     answer_prefix: str = "Answer: \\boxed{"
     num_logprobs: int = 0
     """How many of the most probable tokens are reported, with log-probabilities, for every sampled token."""
