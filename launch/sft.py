@@ -6,10 +6,12 @@ import sys
 from typing import Any
 
 from mvtrain.train.config import TrainConfig
+from mvtrain.train.launcher_gone import stop_with_launcher
 from mvtrain.train.mistakes import complain
 
 
 def main() -> None:
+    stop_with_launcher()  # a launcher that ends without a word shall not leave this process behind
     config = TrainConfig.from_cli()  # recipe YAML, then flags; every problem in one error
     try:
         from mvtrain.train.run import run  # torch takes seconds to import, --help and mistakes do not need it

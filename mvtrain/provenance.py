@@ -14,7 +14,9 @@ from typing import Any
 from mvtrain import __version__
 
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
-CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+CREDENTIALS_IN_URL = re.compile(r"(?<=://)(?:[^/\s]*?:\S*|[^/\s]+)(?=@)")
+"""A user, or a user and a password, before the last @. Passwords may contain / and @, so with a colon before the first
+slash everything up to the last @ is taken for one, even where it is a port: rather hide too much."""
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
@@ -36,16 +38,16 @@ def code_version() -> str | None:
 
 
 def without_secrets(value: Any) -> Any:
-    """The same value with every secret that the environment holds, and passwords in addresses, replaced by ***."""
+    """The same value with *** for every secret that the environment holds, and for credentials in addresses."""
     if isinstance(value, dict):
         return {key: without_secrets(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    for name, secret in os.environ.items():
-        if SECRET_NAME.search(name) and len(secret) >= 6:
-            value = value.replace(secret, "***")
+    secrets = [secret for name, secret in os.environ.items() if SECRET_NAME.search(name) and len(secret) >= 6]
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
+        value = value.replace(secret, "***")
     return CREDENTIALS_IN_URL.sub("***", value)
 
 

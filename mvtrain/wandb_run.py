@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from mvtrain.provenance import without_secrets
 
-WANDB_HOST = "api.wandb.ai"
+SERVER = "https://api.wandb.ai"
+"""Where WANDB_BASE_URL names no other."""
 FINISH_SECONDS = 120
 """How long the end of a run waits for wandb to send the rest."""
 
@@ -33,7 +35,7 @@ class WandbRun:
     id: str
     config: dict[str, Any]
     mode: Mode = "auto"
-    """auto: online with an API key in the environment or netrc, otherwise offline."""
+    """auto: what WANDB_MODE says, else online with an API key in the environment or netrc, otherwise offline."""
     program: str = "sft"
     """Who warns."""
     instead: str = "log.jsonl goes on"
@@ -106,11 +108,11 @@ def start_wandb(wanted: WandbRun) -> NoTracker | WandbTracker:
     A service that cannot be reached or refuses the key costs one warning, and the run is recorded offline; without
     wandb, or with a full disk, it is not recorded there at all.
     """
-    if wanted.project is None or wanted.mode == "disabled":
-        return NoTracker()
     mode = wanted.mode
     if mode == "auto":
-        mode = "online" if _has_key() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    if wanted.project is None or mode == "disabled":
+        return NoTracker()
     for attempt in (mode, "offline") if mode == "online" else (mode,):
         try:
             return WandbTracker(_init(wanted, attempt), wanted)
@@ -131,6 +133,11 @@ def _forget_failed_run() -> None:
 
 
 def _init(wanted: WandbRun, mode: str) -> Any:
+    if mode == "online" and not _has_key():  # wandb would ask for one on a terminal, and wait
+        raise ValueError(f"no API key for {_server()} in WANDB_API_KEY or ~/.netrc")
+    # Otherwise it also reports its own errors, and where that is refused prints so beside the one warning.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     run = wandb.init(
@@ -148,11 +155,18 @@ def _init(wanted: WandbRun, mode: str) -> Any:
     return run
 
 
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or SERVER
+
+
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    """Where wandb looks as well, for the server of WANDB_BASE_URL."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    file = os.environ.get("NETRC")
     try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
+        found = netrc.netrc(os.path.expanduser(file) if file else None)
+        return found.authenticators(urlsplit(_server()).netloc) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 

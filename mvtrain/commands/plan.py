@@ -46,9 +46,11 @@ def run(parsed: tuple[argparse.Namespace, list[str]]) -> int:
     from mvtrain.train.batching import Batching
     from mvtrain.train.config import TrainConfig
     from mvtrain.train.estimate import ModelSize
+    from mvtrain.train.model import check_model
 
     args, overrides = parsed
-    if args.tokens:
+    check_ranges(args)
+    if args.tokens is not None:
         overrides = [
             *overrides,
             "--data.curriculum",
@@ -60,8 +62,10 @@ def run(parsed: tuple[argparse.Namespace, list[str]]) -> int:
         ]
     config = TrainConfig.parse([args.recipe, *overrides])
     batching = Batching.of(config, args.gpus)
+    check_model(config.model, config.sequence_parallel_size)
     size = ModelSize.of_checkpoint(config.model)
-    work = given_work(args.tokens, config, batching) if args.tokens else planned_work(config, args.gpus)
+    given = args.tokens is not None
+    work = given_work(args.tokens, config, batching) if given else planned_work(config, args.gpus)
     report = {
         "model": config.model,
         "parameters": size.parameters,
@@ -79,6 +83,23 @@ def run(parsed: tuple[argparse.Namespace, list[str]]) -> int:
     }
     print(json.dumps(report, indent=2) if args.json else describe(report))
     return 0
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: an option is not in its range.
+    """
+    if args.gpus < 1:
+        raise ValueError(f"--gpus should be at least 1, not {args.gpus}")
+    if args.tokens is not None and args.tokens < 1:
+        raise ValueError(f"--tokens should be at least 1, not {args.tokens}")
+    if not args.gpu_memory > 0:
+        raise ValueError(f"--gpu-memory should be more than 0 GiB, not {args.gpu_memory:g}")
+    if args.peak_tflops is not None and not args.peak_tflops > 0:
+        raise ValueError(f"--peak-tflops should be more than 0, not {args.peak_tflops:g}")
+    if not 0 < args.mfu <= 1:
+        raise ValueError(f"--mfu is a share of the peak, more than 0 and at most 1, not {args.mfu:g}")
 
 
 def configurations(config: TrainConfig) -> list[Path]:
@@ -125,8 +146,13 @@ def planned_work(config: TrainConfig, num_gpus: int) -> Work:
 
 
 def given_work(tokens: int, config: TrainConfig, batching: Any) -> Work:
-    """Packs taken for full, each one causal document: an upper bound of attention's share."""
+    """Packs taken for full, each one causal document: an upper bound of attention's share.
+
+    The recipe's `max_steps` and `data.max_tokens` end it earlier.
+    """
     per_step = batching.packs_per_step * config.context
+    limits = [config.data.max_tokens, config.max_steps and config.max_steps * per_step]
+    tokens = min([tokens, *(limit for limit in limits if limit)])
     return Work(-(-tokens // per_step), tokens, None, tokens * (config.context + 1) // 2)
 
 

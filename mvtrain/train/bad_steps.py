@@ -6,9 +6,11 @@ import json
 import math
 from pathlib import Path
 
+from mvtrain.train.checkpoint_files import write_durably
 from mvtrain.train.plan import Plan
 from mvtrain.train.processes import Ranks
 from mvtrain.train.step import Update
+from mvtrain.train.tracking import step_of_line
 
 FILE_NAME = "bad_steps.jsonl"
 
@@ -18,12 +20,16 @@ class TooManyBadSteps(RuntimeError):
 
 
 class BadSteps:
-    """Watches the steps of a run. On every rank."""
+    """Watches the steps of a run, `done` of which lie behind it. Made by every rank at once.
 
-    def __init__(self, ranks: Ranks, plan: Plan, folder: Path, limit: int) -> None:
+    What the file says of steps that are done again is dropped; a row of bad steps goes on where the run does.
+    """
+
+    def __init__(self, ranks: Ranks, plan: Plan, folder: Path, limit: int, done: int = 0) -> None:
         self.ranks, self.plan, self.folder, self.limit = ranks, plan, folder, limit
-        self.total = 0
-        self._in_a_row = 0
+        bad = ranks.gather(_keep(folder / FILE_NAME, done) if ranks.is_first else None)[0]
+        self.total = len(bad)
+        self._in_a_row = next(n for n in range(done + 1) if done - n not in bad)
 
     def watch(self, number: int, update: Update) -> str | None:
         """After every step, counted from 0. Returns a warning for a skipped one.
@@ -36,8 +42,13 @@ class BadSteps:
             return None
         self.total += 1
         self._in_a_row += 1
-        where = self._write(number, update)
-        text = f"step {number + 1} was skipped: its loss or gradient is not finite; its rows are in {where}"
+        file = self.folder / FILE_NAME
+        where = f"its rows are in {file}"
+        try:
+            self._write(file, number, update)
+        except OSError as error:
+            where = f"its rows could not be written into {file} ({error.strerror})"
+        text = f"step {number + 1} was skipped: its loss or gradient is not finite; {where}"
         if self._in_a_row >= self.limit:
             raise TooManyBadSteps(
                 f"{text}. These were {self._in_a_row} in a row (max_bad_steps); "
@@ -45,11 +56,10 @@ class BadSteps:
             )
         return text
 
-    def _write(self, number: int, update: Update) -> Path:
+    def _write(self, file: Path, number: int, update: Update) -> None:
         """One line with each rank's micro-steps: their losses, and file and row of their examples."""
         losses = self.ranks.gather(update.micro_losses)
         step = self.plan.steps[number]
-        file = self.folder / FILE_NAME
         if self.ranks.is_first:
             micro_steps = [
                 {"rank": rank, "loss": loss if math.isfinite(loss) else str(loss), "rows": rows}
@@ -58,4 +68,14 @@ class BadSteps:
             ]
             with file.open("a") as stream:
                 stream.write(json.dumps({"step": number + 1, "micro_steps": micro_steps}) + "\n")
-        return file
+
+
+def _keep(file: Path, done: int) -> set[int]:
+    """Drop the lines of later steps, left by a run that went further. Returns the steps of those that stay."""
+    if not file.is_file():
+        return set()
+    lines = {line: step_of_line(line) for line in file.read_text().splitlines(keepends=True)}
+    kept = [line for line, step in lines.items() if step <= done]
+    if len(kept) < len(lines):
+        write_durably(file, "".join(kept))
+    return {int(lines[line]) for line in kept}

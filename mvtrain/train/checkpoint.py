@@ -7,12 +7,13 @@ output_dir/checkpoints/
     random_rank_0.pt      random states
     zero_pp_rank_0_...    DeepSpeed's weights and optimizer
   step-000150.partial/    being written, or cut off
-  step-000050.damaged/    found not to be what was saved
+  step-000050.damaged/    found not to be what was saved; stays as long as it is not older than all others
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from mvtrain.train.checkpoint_files import STATE_NAME, files_of_rank, seal, sync
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.processes import Ranks
 from mvtrain.train.random_state import save_random_state
+
+_NAME = re.compile(r"step-\d+(\.damaged)?")
 
 
 class SaveError(RuntimeError):
@@ -82,16 +85,24 @@ def save_checkpoint(engine: Any, ranks: Ranks, config: TrainConfig, state: dict[
 
 
 def prune(config: TrainConfig) -> None:
-    """Remove all but the `keep` newest and the multiples of `keep_every_steps`, and what was cut off."""
+    """Remove all but the `keep` newest and the multiples of `keep_every_steps`, and what was cut off.
+
+    The one that `resume` names stays, as the same command shall work again. Damaged ones go once all others are newer.
+    """
     complete = complete_checkpoints(config)
     every = config.keep_every_steps
+    named = Path(config.resume).resolve()
     for old in complete[: -config.keep]:
-        if not (every and step_of(old) % every == 0):
+        if not (every and step_of(old) % every == 0) and old.resolve() != named:
             condemned = old.with_name(old.name + ".partial")  # so that half of it is never taken for a whole
             shutil.rmtree(condemned, ignore_errors=True)
             old.rename(condemned)
     for partial in checkpoints_folder(config).glob("step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+    oldest = step_of(complete_checkpoints(config)[0])
+    for damaged in damaged_checkpoints(config):
+        if step_of(damaged) < oldest:
+            shutil.rmtree(damaged, ignore_errors=True)
 
 
 def complete_checkpoints(config: TrainConfig) -> list[Path]:
@@ -100,12 +111,18 @@ def complete_checkpoints(config: TrainConfig) -> list[Path]:
     return sorted((folder for folder in found if folder.name[5:].isdigit()), key=step_of)
 
 
+def damaged_checkpoints(config: TrainConfig) -> list[Path]:
+    """What was set aside as damaged, and what has its final name but no trainer.json; oldest first."""
+    found = [path for path in checkpoints_folder(config).glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in found if path.suffix or not (path / STATE_NAME).is_file()), key=step_of)
+
+
 def checkpoints_folder(config: TrainConfig) -> Path:
     return Path(config.output_dir) / "checkpoints"
 
 
 def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    return int(folder.name.removeprefix("step-").removesuffix(".damaged"))
 
 
 def _begin(beside: Path) -> None:

@@ -15,6 +15,9 @@ STATE_NAME = "trainer.json"
 _RANK_IN_NAME = re.compile(r"(?:zero_pp_rank|random_rank)_(\d+)")
 _BLOCK = 1 << 22
 
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors that say that a file is not there. Others, such as lacking permission, may be gone tomorrow."""
+
 
 def files_of_rank(folder: Path, rank: int) -> list[Path]:
     """The files that a rank wrote: those with its number, and on the first rank all without a number."""
@@ -42,12 +45,16 @@ def measure(file: Path) -> list[int]:
 
 
 def damage(folder: Path, files: dict[str, list[int]]) -> list[str]:
-    """What is wrong with some of a checkpoint's files, one line each."""
+    """What is wrong with some of a checkpoint's files, one line each.
+
+    Raises:
+        OSError: one could not be read. That says nothing of what it holds.
+    """
     problems = []
     for name, (size, checksum) in files.items():
         try:
             found = measure(folder / name)
-        except OSError as error:
+        except MISSING as error:
             problems.append(f"{name}: {error.strerror}")
             continue
         if found[0] != size:
@@ -84,10 +91,11 @@ def read_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: it is not there or not whole.
+        OSError: it could not be read.
     """
     try:
         state = json.loads((folder / STATE_NAME).read_text())
-    except OSError as error:
+    except MISSING as error:
         raise ValueError(f"{folder} is no complete checkpoint: {STATE_NAME}: {error.strerror}") from None
     except ValueError:
         raise ValueError(f"{folder} is no complete checkpoint: {STATE_NAME} is cut off") from None

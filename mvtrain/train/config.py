@@ -71,7 +71,7 @@ class DataConfig(_Group):
 
 class WandbConfig(_Group):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online with an API key in the environment or netrc, otherwise offline"
+        "auto", description="auto: as WANDB_MODE says, else online with a key in the environment or netrc, else offline"
     )
     project: str | None = Field(None, description="Weights & Biases project; without one nothing is sent or written")
     name: str | None = Field(None, description="name of the run; default: the last part of output_dir")

@@ -39,6 +39,7 @@ def start_engine(config: TrainConfig, settings: dict[str, Any], tag_ids: tuple[i
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameter_groups(module, config.weight_decay), config=settings
     )
+    _undo_first_update(engine.optimizer)
     if not hasattr(engine.optimizer, "overflow"):
         _skip_steps_that_are_not_finite(engine)
     return engine
@@ -67,6 +68,20 @@ def set_learning_rate(engine: Any, rate: float, corrections: float = 0.0) -> Non
     """Set the rate of the next update, and that of the corrections of the tags' rows."""
     for group in engine.optimizer.param_groups:
         group["lr"] = corrections if group.get(CORRECTS_TAGS) else rate
+
+
+def _undo_first_update(optimizer: Any) -> None:
+    """DeepSpeed's optimizer for bf16 at ZeRO stage 0 makes an update on zero gradients, to have its states early.
+
+    Adam would count it: the bias corrections of every step would be those of the next one, and the first update 0.73 of
+    what it should be. The states come back with the first real update, or with a checkpoint.
+    """
+    if not hasattr(optimizer, "fp32_groups"):
+        return
+    for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+        for master, weight in zip(masters, weights, strict=True):
+            master.data.copy_(weight.data)
+    optimizer.optimizer.state.clear()
 
 
 def _skip_steps_that_are_not_finite(engine: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mvtrain.layout import TAGS, Layout
 from mvtrain.manifest import read_manifest, write_manifest
@@ -26,6 +27,10 @@ SAMPLE_TOKENS = 512
 LOGITS_COMPARED = 64
 
 
+class ExportError(RuntimeError):
+    """The model was not exported. Checkpoints are untouched: the same command goes on from the last, and exports."""
+
+
 def export_model(engine: Any, ranks: Ranks, plan: Plan, step: int, stage: int) -> tuple[Path, float]:
     """Write output_dir/export. Called by every rank; the first writes and compares.
 
@@ -33,23 +38,33 @@ def export_model(engine: Any, ranks: Ranks, plan: Plan, step: int, stage: int) -
         The folder, and the largest difference of a logit between the trained and the exported model (0 on other ranks).
 
     Raises:
-        RuntimeError: the exported model is not the trained one. The export stands beside, as `export.partial`.
+        ExportError: on every rank. The export could not be written, or is not the trained model; then it stands beside,
+            as `export.partial`.
     """
     dtype = DTYPES[plan.config.export_precision]
     state = whole_state(engine, stage)
     sample = _sample(plan)
     trained_TV = _logits(engine.module.lm, sample, ranks.device)
     folder = Path(plan.config.output_dir) / "export"
-    difference = 0.0
+    difference, problem = 0.0, None
     if ranks.is_first:
         beside = folder.with_name("export.partial")
         state = {name: value.to(dtype) for name, value in state.items()}
-        _write(engine.module.lm, merged(engine, state, plan), plan, step, beside)
-        del state
-        difference = _compare(beside, trained_TV, sample, plan.config.export_precision, ranks.device)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    ranks.wait()
+        try:
+            _write(engine.module.lm, merged(engine, state, plan), plan, step, beside)
+            del state
+            difference = _compare(beside, trained_TV, sample, plan.config.export_precision, ranks.device)
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
+        except ExportError as error:
+            problem = str(error)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            free = shutil.disk_usage(folder.parent).free / 2**30
+            problem = f"could not export {folder} ({free:.2f} GiB free on its disk): {str(error).splitlines()[0]}"
+    problem = ranks.gather(problem)[0]
+    if problem:
+        raise ExportError(problem)
     return folder, difference
 
 
@@ -139,9 +154,9 @@ def _compare(
     difference = (logits_TV - trained_TV).abs().max().item()
     limit = TOLERANCE[precision] * trained_TV.abs().max().item()
     if not difference <= limit:
-        raise RuntimeError(
+        raise ExportError(
             f"the exported model differs from the trained one: a logit by {difference:.3g}, more than {limit:.3g}; "
-            f"the export was left in {folder}, the checkpoint is whole"
+            f"the export was left in {folder}"
         )
     return difference
 

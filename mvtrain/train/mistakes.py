@@ -1,8 +1,8 @@
 """Telling a user's mistake that ends the run before its ranks have met.
 
-Mostly every rank finds the same mistake, and one of them should tell it. But a file may be missing on one host only, and
-then nobody else can. So a rank asks the first one: with a mistake of its own, that answers for a few seconds, at the port
-where the ranks would have met. Needs no torch, as a mistyped key is told before that is imported.
+Mostly every rank finds the same mistake, and one of them should tell it. But a file may be missing on one host only,
+and then nobody else can. So a rank asks the first one: with a mistake of its own, that answers for a few seconds, at
+the port where the ranks would have met. Needs no torch, as a mistyped key is told before that is imported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from mvtrain.provenance import without_secrets
 from mvtrain.train.launchers import Launch, is_first_rank, is_slurm_step, read_launch
@@ -49,13 +50,13 @@ def _complain_unless_told(launch: Launch | None, text: str) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a launcher that has seen the first rank end: nothing to add
     told = _ask(launch) if launch is not None else None
-    if told == _digest(text) or not _speaks_for_host(launch, text):
-        return
-    rank = launch.rank if launch is not None else os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    _print(f"sft: rank {rank} on {socket.gethostname()}: error: {text}")
+    if told != _digest(text) and _speaks_for_host(launch, text):
+        rank = launch.rank if launch is not None else os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+        _print(f"sft: rank {rank} on {socket.gethostname()}: error: {text}")
     if launch is not None and told is None and not _is_watched(launch):
         _decline(launch, text)
-    time.sleep(1)  # others of this host look for the mark
+    else:
+        time.sleep(2)  # when this rank ends, a launcher may kill others that still ask or answer
 
 
 def _print(line: str) -> None:
@@ -77,32 +78,28 @@ def _answer(launch: Launch, text: str) -> None:
     """Tell ranks that ask what the first one has said, until all have asked."""
     deadline = time.monotonic() + PATIENCE
     asked: set[bytes] = set()
-    try:
-        with socket.create_server(("", launch.master_port)) as server:
-            while len(asked) < launch.world_size - 1 and (left := deadline - time.monotonic()) > 0:
-                server.settimeout(left)
-                peer, _ = server.accept()
-                with peer:
-                    peer.settimeout(1)
-                    peer.sendall(GREETING + _digest(text) + b"\n")
-                    asked.add(peer.recv(20))
-                asked.discard(b"")  # a rank without a mistake, that only looks whether somebody is there
-    except OSError:  # too late, or the port is torchrun's: then the others speak for themselves
-        pass
+    # Where the port is torchrun's, or another program's, the others speak for themselves.
+    with suppress(OSError), socket.create_server(("", launch.master_port)) as server:
+        while len(asked) < launch.world_size - 1 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            peer, _ = server.accept()
+            with suppress(OSError), peer:
+                peer.settimeout(1)
+                peer.sendall(GREETING + _digest(text))
+                asked.add(peer.recv(20))
+            asked.discard(b"")  # a rank without a mistake, that only looks whether somebody is there
 
 
 def _ask(launch: Launch) -> bytes | None:
     """What the first rank's mistake is, as a digest; None where it seems to have none."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        try:
-            with socket.create_connection((launch.master_addr, launch.master_port), timeout=1) as peer:
-                said = peer.recv(100)
-                if said.startswith(GREETING):
-                    peer.sendall(str(launch.rank).encode())
-                    return said.removeprefix(GREETING).strip()
-        except OSError:
-            pass
+        address = (launch.master_addr, launch.master_port)
+        with suppress(OSError), socket.create_connection(address, timeout=1) as peer:
+            said = peer.recv(100)
+            if said.startswith(GREETING):
+                peer.sendall(str(launch.rank).encode())
+                return said.removeprefix(GREETING)
         time.sleep(0.2)
     return None
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mvtrain.attention.sequence_parallel import heads_of_rank
 from mvtrain.data.kinds import KINDS
 from mvtrain.layout import Layout
 from mvtrain.train.tag_rows import add_tag_rows
@@ -45,7 +46,7 @@ class SumOfTokenLosses(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
-        _refuse_unknown_heads(lm)
+        refuse_unknown_heads(lm)
         correction_GE = add_tag_rows(lm, tag_ids)[-1] if tag_ids else None
         self.lm = lm
         self.head = LossHead(lm.lm_head.weight, chunk, correction_GE, tag_ids or ())
@@ -192,7 +193,27 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def _refuse_unknown_heads(lm: nn.Module) -> None:
+def check_model(folder: str, sequence_parallel_size: int) -> None:
+    """Look at config.json alone: whether the model can be trained, and its heads be divided. Loads no weight.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    refuse_unknown_heads(lm)
+    num_heads = config.num_attention_heads
+    heads_of_rank(num_heads, getattr(config, "num_key_value_heads", None) or num_heads, sequence_parallel_size)
+
+
+def refuse_unknown_heads(lm: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: the loss cannot be computed from the model's last hidden state and a matrix.
+    """
     head = getattr(lm, "lm_head", None)
     if not isinstance(head, nn.Linear) or head.bias is not None or not hasattr(lm, "model"):
         raise ValueError(f"{type(lm).__name__} is not supported: needs `model` and a linear `lm_head` without bias")

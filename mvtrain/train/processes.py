@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -117,8 +118,9 @@ def end_process(status: int = 0) -> NoReturn:
     last tensor while the interpreter is torn down aborts the process, and a finished run would look like a failed one.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may listen any more
+            stream.flush()
     os._exit(status)
 
 

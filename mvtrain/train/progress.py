@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import Any, TextIO
+
+from mvtrain.provenance import without_secrets
 
 WINDOW = 20
 """Steps over which the speed for the ETA is averaged."""
@@ -33,13 +36,16 @@ class Progress:
             f"{record['tokens_per_s']:,.0f} tokens/s  fill {record['fill']:.0%}  ETA {duration(eta)}"
         )
         end = "\n" if not self.in_place or step == self.num_steps else ""
-        self.stream.write(("\r\x1b[2K" if self.in_place else "") + line + end)
-        self.stream.flush()
+        self._write(line + end)
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """A line of its own, without secrets."""
         if self.stream is not None:
-            self.stream.write(("\r\x1b[2K" if self.in_place else "") + text + "\n")
+            self._write(without_secrets(text) + "\n")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # who read this, the launcher or a terminal, may be gone; the run shall still be saved
+            self.stream.write(("\r\x1b[2K" if self.in_place else "") + text)
             self.stream.flush()
 
 

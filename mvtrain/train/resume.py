@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from mvtrain.train import launchers
-from mvtrain.train.checkpoint import checkpoints_folder, complete_checkpoints, step_of
-from mvtrain.train.checkpoint_files import damage, read_state
+from mvtrain.train.checkpoint import checkpoints_folder, complete_checkpoints, damaged_checkpoints, step_of
+from mvtrain.train.checkpoint_files import STATE_NAME, damage, read_state
 from mvtrain.train.config import ConfigError, TrainConfig
 from mvtrain.train.identity import differences
 from mvtrain.train.processes import Ranks
@@ -28,16 +29,22 @@ def candidates(config: TrainConfig) -> list[Path]:
     """Complete checkpoints that the run may go on from, the best first. Reads no weights.
 
     Raises:
-        ConfigError: output_dir holds checkpoints of a run that went further than where this one would begin.
+        ConfigError: output_dir holds checkpoints of a run that went further than where this one would begin; or it
+            holds some, but none that is whole.
+        OSError: a file could not be read.
     """
-    complete = complete_checkpoints(config)
+    complete, damaged = complete_checkpoints(config), damaged_checkpoints(config)
     if config.resume == "auto":
+        if damaged and not complete:
+            raise _nothing_whole(damaged)
         return complete[::-1]
     chosen = [] if config.resume == "never" else [Path(config.resume)]
     for folder in chosen:
         _state(folder)
     done = read_state(chosen[0])["step"] if chosen else 0
     later = [folder for folder in complete if step_of(folder) > done]
+    if chosen and _descend(later, fingerprint(chosen[0])):
+        return later[::-1] + chosen
     if later:
         # Removing old checkpoints goes by steps: it would take theirs for the newer ones and remove this run's.
         raise ConfigError(
@@ -47,6 +54,36 @@ def candidates(config: TrainConfig) -> list[Path]:
             ]
         )
     return chosen
+
+
+def fingerprint(folder: Path) -> str:
+    """The same for a copy of the checkpoint, and for no other: trainer.json has the checksums of all its files."""
+    return hashlib.sha256((folder / STATE_NAME).read_bytes()).hexdigest()[:16]
+
+
+def descends_from(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What checkpoints of a run that goes on from `folder` shall say of the one that `resume` named at its start."""
+    state = read_state(folder)
+    if config.resume in ("auto", "never") or Path(config.resume).resolve() != folder.resolve():
+        return state.get("resumed_from")
+    return {"folder": config.resume, "step": state["step"], "fingerprint": fingerprint(folder)}
+
+
+def _descend(found: list[Path], ancestor: str) -> bool:
+    """Whether all that can be read went on from the checkpoint with this fingerprint, and something can."""
+    origins = [(read_state(folder).get("resumed_from") or {}) for folder in filter(is_readable, found)]
+    return bool(origins) and all(origin.get("fingerprint") == ancestor for origin in origins)
+
+
+def _nothing_whole(damaged: list[Path]) -> ConfigError:
+    names = ", ".join(folder.name for folder in damaged)
+    return ConfigError(
+        [
+            f"no checkpoint in {damaged[0].parent} is whole (damaged: {names}), and to start anew would lose the run's "
+            "log; nothing was changed. Bring one back from a copy, go on from another one (`resume: FOLDER`), or start "
+            "anew in another output_dir"
+        ]
+    )
 
 
 def saved_packs_per_step(config: TrainConfig, found: list[Path], world_size: int) -> int | None:
@@ -82,24 +119,33 @@ def refuse_another_run(folder: Path, now: dict[str, Any], stage: int) -> None:
 def first_undamaged(config: TrainConfig, found: list[Path], ranks: Ranks, note: Note) -> Path | None:
     """The first candidate whose files are what was saved. Called by every rank; each reads its share of the files.
 
-    Damaged ones in output_dir are renamed and passed over.
+    Damaged ones in output_dir are renamed and passed over, if there is one to go on from.
 
     Raises:
-        ConfigError: the checkpoint that `resume` names is damaged.
+        ConfigError: on every rank: all are damaged, or the one that `resume` names, or a file could not be read.
     """
+    damaged: list[Path] = []
     for folder in found:
         problems = _damage_on_all_ranks(folder, ranks)
         if not problems:
+            _set_aside(damaged, ranks)
             return folder
         text = f"{folder} is damaged: {'; '.join(problems[:3])}"
-        if config.resume != "auto":
+        if config.resume != "auto" and folder == Path(config.resume):
             raise ConfigError([f"{text}; give another checkpoint"])
         note(f"warning: {text}; passing over it")
-        if ranks.is_first:
+        damaged.append(folder)
+    if damaged:
+        raise _nothing_whole(damaged)
+    return None
+
+
+def _set_aside(damaged: list[Path], ranks: Ranks) -> None:
+    if ranks.is_first:
+        for folder in damaged:
             shutil.rmtree(folder.with_name(folder.name + ".damaged"), ignore_errors=True)
             folder.rename(folder.with_name(folder.name + ".damaged"))
-        ranks.wait()
-    return None
+    ranks.wait()
 
 
 def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> int:
@@ -198,13 +244,19 @@ def _convert(folder: Path, beside: Path) -> str:
 
 
 def _damage_on_all_ranks(folder: Path, ranks: Ranks) -> list[str]:
+    mine, unread = [], None
     try:
         files = sorted(read_state(folder)["files"].items())
+        mine = damage(folder, dict(files[ranks.rank :: ranks.world_size]))
     except ValueError as error:
         mine = [str(error)] if ranks.is_first else []
-    else:
-        mine = damage(folder, dict(files[ranks.rank :: ranks.world_size]))
-    return [problem for of_rank in ranks.gather(mine) for problem in of_rank]
+    except OSError as error:
+        unread = f"rank {ranks.rank} cannot read {error.filename or folder}: {error.strerror}"
+    found = ranks.gather((mine, unread))
+    unread = [text for _, text in found if text]
+    if unread:
+        raise ConfigError([f"{text}; it may be whole, so nothing was changed" for text in unread[:3]])
+    return [problem for of_rank, _ in found for problem in of_rank]
 
 
 def _state(folder: Path) -> dict[str, Any]:

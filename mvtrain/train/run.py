@@ -13,13 +13,15 @@ from mvtrain.train.bad_steps import TooManyBadSteps
 from mvtrain.train.checkpoint import SaveError
 from mvtrain.train.config import ConfigError, TrainConfig
 from mvtrain.train.evaluations import Evaluate
+from mvtrain.train.export import ExportError
 from mvtrain.train.launchers import LaunchError
 from mvtrain.train.mistakes import complain
+from mvtrain.train.ownership import InUse
 from mvtrain.train.processes import end_process
 from mvtrain.train.stopping import STOPPED, Preempted, StopSignals
 from mvtrain.train.trainer import Trainer
 
-EXPECTED = (SaveError, TooManyBadSteps, ConfigError)
+EXPECTED = (SaveError, ExportError, TooManyBadSteps, ConfigError, InUse)
 """Errors that need no traceback: what happened and what to do is in their text."""
 
 

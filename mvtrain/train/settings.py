@@ -6,12 +6,19 @@ and AdamW's numbers always come from the recipe, and whatever the JSON says of t
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from mvtrain.train.batching import Batching
 from mvtrain.train.config import ConfigError, TrainConfig
+
+SECTIONS = (
+    "zero_optimization", "optimizer", "fp16", "bf16", "data_types", "activation_checkpointing", "checkpoint", "aio",
+    "flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "compression_training",
+)  # fmt: skip
+"""Keys whose value is an object."""
 
 
 def deepspeed_settings(config: TrainConfig, batching: Batching) -> dict[str, Any]:
@@ -21,6 +28,9 @@ def deepspeed_settings(config: TrainConfig, batching: Batching) -> dict[str, Any
         ConfigError: the file is not JSON, or asks for what the trainer cannot give.
     """
     settings = _without_auto(_read(Path(config.deepspeed)))
+    problems = _sections_that_are_none(settings)
+    if problems:
+        raise ConfigError([f"{config.deepspeed}: {problem}" for problem in problems])
     zero = settings.setdefault("zero_optimization", {})
     if config.zero_stage is not None:
         zero["stage"] = config.zero_stage
@@ -42,6 +52,40 @@ def deepspeed_settings(config: TrainConfig, batching: Batching) -> dict[str, Any
     return settings
 
 
+def check_with_deepspeed(settings: dict[str, Any], file: str) -> None:
+    """Have DeepSpeed read the settings before anything is started: an unknown key, a device that there is not.
+
+    Args:
+        file: where they come from, for the message.
+
+    Raises:
+        ConfigError: with all that DeepSpeed says of one section.
+        ImportError: deepspeed is not installed.
+    """
+    from mvtrain.train.processes import import_deepspeed
+
+    import_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    # It would compare this one with the number of ranks, which have not met.
+    given = {key: value for key, value in copy.deepcopy(settings).items() if key != "train_batch_size"}
+    try:
+        DeepSpeedConfig(given)
+    except ValidationError as error:
+        section = {"DeepSpeedZeroConfig": "zero_optimization"}.get(error.title, error.title)
+        raise ConfigError([f"{file}: {section}.{_explain(entry)}" for entry in error.errors()]) from None
+    except Exception as error:  # DeepSpeed looks at some sections without checking them
+        raise ConfigError([f"{file}: DeepSpeed cannot read it: {type(error).__name__}: {error}"]) from None
+
+
+def _explain(entry: Any) -> str:
+    key = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    return f"{key}: {entry['msg'][:1].lower()}{entry['msg'][1:]}, not {entry['input']!r}"
+
+
 def zero_stage(settings: dict[str, Any]) -> int:
     return settings["zero_optimization"]["stage"]
 
@@ -61,6 +105,26 @@ def _without_auto(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_auto(inner) for key, inner in value.items() if inner != "auto"}
     return value
+
+
+def _sections_that_are_none(settings: dict[str, Any]) -> list[str]:
+    """Sections that are no objects. Turned-off offloading is left out, so that it can be told by the key alone."""
+    found = {name: settings[name] for name in SECTIONS if name in settings}
+    if isinstance(settings.get("optimizer"), dict) and "params" in settings["optimizer"]:
+        found["optimizer.params"] = settings["optimizer"]["params"]
+    zero = settings.get("zero_optimization")
+    for name in ("offload_optimizer", "offload_param"):
+        if not isinstance(zero, dict) or name not in zero:
+            continue
+        if zero[name] is None or (isinstance(zero[name], dict) and zero[name].get("device", "none") == "none"):
+            del zero[name]
+        else:
+            found[f"zero_optimization.{name}"] = zero[name]
+    return [
+        f"{name} should be an object, {{...}}, not {json.dumps(value)}"
+        for name, value in found.items()
+        if not isinstance(value, dict)
+    ]
 
 
 def _problems(settings: dict[str, Any], config: TrainConfig, stage: int) -> list[str]:

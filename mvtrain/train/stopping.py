@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 STOPPED = 75
 """Exit status of a run that saved and can go on (EX_TEMPFAIL of sysexits.h): start it again."""
+
+MARKER = "stopped.json"
+"""Stands in output_dir while a run that stopped so waits to go on: some launchers end with a status of their own."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -22,6 +27,10 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.num_saved = 0
+        """Steps of the newest checkpoint, as far as is known; for the message."""
+        self.leave: Callable[[], None] = lambda: None
+        """Called before the process ends at once."""
         self._training = False
 
     def install(self) -> None:
@@ -42,5 +51,10 @@ class StopSignals:
         self.received = self.received or name
 
     def _leave(self, name: str) -> None:
-        print(f"sft: {name}: stopped; the newest checkpoint is whole", file=sys.stderr, flush=True)
+        state = f"the newest checkpoint is of step {self.num_saved}" if self.num_saved else "there is no checkpoint yet"
+        with contextlib.suppress(OSError):  # nobody may listen any more
+            # Not print(), which may be what the signal broke into.
+            os.write(sys.stderr.fileno(), f"sft: {name}: stopped; {state}\n".encode())
+        with contextlib.suppress(Exception):
+            self.leave()
         os._exit(STOPPED)

@@ -21,7 +21,7 @@ class StepLog:
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         self.path = folder / LOG_NAME
         folder.mkdir(parents=True, exist_ok=True)
-        self.kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
+        self.kept = [line for line in _lines(self.path) if step_of_line(line) <= first_step]
         write_durably(self.path, "".join(self.kept))  # a run killed right now must not lose the lines of before
         self._file = self.path.open("a")
         self._warned = False
@@ -32,12 +32,18 @@ class StepLog:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
-            if not self._warned:
-                print(f"sft: warning: {self.path}: {error.strerror}; steps are missing", file=sys.stderr, flush=True)
-            self._warned = True
+            self._warn(error)
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()  # writes what a full disk has not taken, and closes even where that fails again
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            print(f"sft: warning: {self.path}: {error.strerror}; steps are missing", file=sys.stderr, flush=True)
+        self._warned = True
 
 
 class PhaseLoss:
@@ -69,7 +75,8 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True) if path.is_file() else []
 
 
-def _step_of(line: str) -> float:
+def step_of_line(line: str) -> float:
+    """What a line of JSON says in `step`; infinity where it was cut off."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):  # a line cut off when the run was killed

@@ -12,11 +12,14 @@ import hashlib
 import json
 import secrets
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mvtrain.provenance import without_secrets
 from mvtrain.train import resume
 from mvtrain.train.bad_steps import BadSteps
 from mvtrain.train.batching import Batching
@@ -26,17 +29,20 @@ from mvtrain.train.config import TrainConfig
 from mvtrain.train.engine_setup import start_engine
 from mvtrain.train.estimate import ModelSize, estimate, fullest
 from mvtrain.train.evaluations import Evaluate, Evaluations
-from mvtrain.train.export import export_model
+from mvtrain.train.export import ExportError, export_model
 from mvtrain.train.header import HEADER_NAME, run_header
 from mvtrain.train.identity import identity
+from mvtrain.train.launchers import LaunchError
 from mvtrain.train.loading import BatchesAhead, heads_of
+from mvtrain.train.model import check_model
+from mvtrain.train.ownership import Ownership, check_owned, own
 from mvtrain.train.plan import make_plan, step_counts
 from mvtrain.train.processes import Ranks
 from mvtrain.train.progress import Progress
-from mvtrain.train.settings import deepspeed_settings, zero_stage
+from mvtrain.train.settings import check_with_deepspeed, deepspeed_settings, zero_stage
 from mvtrain.train.shared_folder import check_same_on_all_ranks, check_shared_folder
 from mvtrain.train.step import Stepper, record_of
-from mvtrain.train.stopping import Preempted, StopSignals
+from mvtrain.train.stopping import MARKER, Preempted, StopSignals
 from mvtrain.train.tracking import NoTracker, PhaseLoss, StepLog, WandbTracker, start_tracker
 from mvtrain.train.watch import Watch
 
@@ -59,6 +65,9 @@ class Trainer:
         self.signals = signals or StopSignals()
         self.ranks = Ranks.from_environment()
         self.settings = deepspeed_settings(config, Batching.of(config, self.ranks.world_size))
+        if not config.dry_run or find_spec("deepspeed"):
+            check_with_deepspeed(self.settings, config.deepspeed)
+        check_model(config.model, config.sequence_parallel_size)
         self.stage = zero_stage(self.settings)
         self.candidates = resume.candidates(config)
         packs_per_step = resume.saved_packs_per_step(config, self.candidates, self.ranks.world_size)
@@ -67,15 +76,18 @@ class Trainer:
         self.identity = identity(config, self.plan)
         for folder in filter(resume.is_readable, self.candidates[:1]):
             resume.refuse_another_run(folder, self.identity, self.stage)
+            self.signals.num_saved = read_state(folder)["step"]
         self.evaluations = Evaluations(self.plan, self.ranks, evaluate)
         self.progress = Progress(len(self.plan.steps), config.log_every, sys.stdout if self.ranks.is_first else None)
         self.engine: Any = None
         self.stepper: Stepper | None = None
         self.batches: BatchesAhead | None = None
         self.watch: Watch | None = None
+        self.owned: Ownership | None = None
         self.num_done = 0
         self.num_saved = 0
         self.run_id = secrets.token_hex(4)
+        self.resumed_from: dict[str, Any] | None = None
         self.log: StepLog | None = None
         self.tracker: NoTracker | WandbTracker = NoTracker()
 
@@ -86,6 +98,7 @@ class Trainer:
             Preempted: a signal asked the run to stop; it saved first.
             SaveError: a checkpoint could not be written, with `on_save_error: stop`.
             TooManyBadSteps: see `max_bad_steps`.
+            InUse: another run has taken output_dir over.
         """
         if self.engine is None:
             self.start()
@@ -97,6 +110,7 @@ class Trainer:
             if update.stop or self._is_time_to_save():
                 self._save(must=update.stop)
             if update.stop:
+                self._leave_mark()
                 raise Preempted(f"stopped after step {self.num_done} of {len(self.plan.steps)}, saved")
         self.signals.finish_steps(False)
 
@@ -104,12 +118,13 @@ class Trainer:
         """Connect the ranks, load the model and the checkpoint to go on from.
 
         Raises:
-            LaunchError: the ranks cannot reach each other, or see different files.
+            LaunchError: the ranks cannot reach each other, or see different files; or another run is in output_dir.
         """
         self.progress.note(self._data_summary())
         self.progress.note(self._headline())
         self.ranks.connect()
         self.watch = Watch(self.ranks)
+        self.watch.leave, self.signals.leave = self._leave, self._leave_with_all
         self._check_that_ranks_agree()
         checkpoint = self._choose_checkpoint()
         group = self.ranks.sequence_group(self.plan.batching)
@@ -122,7 +137,7 @@ class Trainer:
             self._go_on_from(checkpoint)
         self.header = json.dumps(run_header(self.config, self.settings, self.ranks), indent=2) + "\n"
         folder = Path(self.config.output_dir)
-        self.bad_steps = BadSteps(self.ranks, self.plan, folder, self.config.max_bad_steps)
+        self.bad_steps = BadSteps(self.ranks, self.plan, folder, self.config.max_bad_steps, self.num_done)
         if self.ranks.is_first:
             self.log = StepLog(folder, self.num_done)
             self.phase_loss = PhaseLoss(self.log.kept)
@@ -134,11 +149,25 @@ class Trainer:
         lag = check_shared_folder(Path(self.config.output_dir), self.ranks)
         if lag > 1:
             self.progress.note(f"{self.config.output_dir}: a new file took {lag:.1f} s to show up on every host")
+        self._own_output_dir()
         names = [folder.name for folder in self.candidates]
         check_same_on_all_ranks("the list of checkpoints to resume from", ", ".join(names) or "none", self.ranks)
         for part, values in self.identity.items():
             digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
             check_same_on_all_ranks(f"the {part}", digest, self.ranks)
+
+    def _own_output_dir(self) -> None:
+        folder, problem = Path(self.config.output_dir), None
+        self.owned = own(folder, self.ranks, self.progress.note)
+        try:
+            self.candidates = resume.candidates(self.config)  # another run may have ended since we looked
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        problems = [text for text in self.ranks.gather(problem) if text]
+        if problems:
+            raise LaunchError(problems[0], on_all_ranks=True)
+        if self.ranks.is_first:
+            (folder / MARKER).unlink(missing_ok=True)
 
     def _choose_checkpoint(self) -> Path | None:
         """On every rank. Prepares DeepSpeed for a checkpoint of another number of ranks."""
@@ -158,7 +187,9 @@ class Trainer:
 
     def _go_on_from(self, checkpoint: Path) -> None:
         self.num_done = self.num_saved = resume.load_checkpoint(self.engine, checkpoint, self.ranks)
+        self.signals.num_saved = self.num_saved
         self.run_id = read_state(checkpoint)["run_id"]
+        self.resumed_from = resume.descends_from(checkpoint, self.config)
         self.progress.note(f"resumed after step {self.num_done} of {len(self.plan.steps)} ({checkpoint})")
 
     def _step(self) -> Any:
@@ -194,8 +225,10 @@ class Trainer:
             "world_size": self.ranks.world_size,
             "zero_stage": self.stage,
             "run_id": self.run_id,
+            "resumed_from": self.resumed_from,
             "identity": self.identity,
         }
+        check_owned(self.owned, self.ranks)
         try:
             folder = save_checkpoint(self.engine, self.ranks, self.config, state, self.header)
         except SaveError as error:
@@ -204,12 +237,21 @@ class Trainer:
                 raise SaveError(f"{error}; {last}") from None
             self.progress.note(f"warning: {error}; {last}; going on (on_save_error: continue)")
             return
-        self.num_saved = self.num_done
+        self.num_saved = self.signals.num_saved = self.num_done
         self.progress.note(f"saved {folder}")
 
     def export(self) -> Path:
-        """Write output_dir/export, reload it and compare. Returns the folder."""
-        folder, difference = export_model(self.engine, self.ranks, self.plan, self.num_done, self.stage)
+        """Write output_dir/export, reload it and compare. Returns the folder.
+
+        Raises:
+            ExportError: on every rank; it could not be written, or is not what was trained.
+            InUse: on every rank; another run has taken output_dir over.
+        """
+        check_owned(self.owned, self.ranks)
+        try:
+            folder, difference = export_model(self.engine, self.ranks, self.plan, self.num_done, self.stage)
+        except ExportError as error:
+            raise ExportError(f"{error}; the last good checkpoint is of step {self.num_saved}") from None
         self.progress.note(f"exported {folder}; reloaded: the largest difference of a logit is {difference:.3g}")
         return folder
 
@@ -222,8 +264,26 @@ class Trainer:
             self.log.close()
         if self.watch is not None:
             self.watch.close()
+        if self.owned is not None:
+            self.owned.release()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def _leave_with_all(self) -> None:
+        """Asked to stop while no step is running: the process ends right after this, and so do the other ranks."""
+        self._leave()
+        self.watch.stop_others()
+
+    def _leave(self) -> None:
+        self._leave_mark()
+        if self.owned is not None:
+            self.owned.release()
+
+    def _leave_mark(self) -> None:
+        """On the first rank, for who cannot see our exit status."""
+        if self.owned is not None:
+            with suppress(OSError):  # a disk without room; the status says it too
+                write_durably(Path(self.config.output_dir) / MARKER, json.dumps({"step": self.num_saved}) + "\n")
 
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks why this one ends, so that they end too, and keep what was logged."""
@@ -234,7 +294,7 @@ class Trainer:
     def dry_run(self) -> None:
         """Print what a run would do, and what it would need."""
         if self.ranks.is_first:
-            print(self.describe())
+            print(without_secrets(self.describe()))
 
     def describe(self) -> str:
         """Configuration, data, steps per phase and memory per rank."""

@@ -14,11 +14,17 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import BinaryIO
 
 from mvtrain.train.processes import Ranks
+from mvtrain.train.stopping import STOPPED
 
 GOODBYE = b"bye\n"
+STOPPING = b"stopped\n"
+"""A rank was asked to stop while no step was running, so that there is nothing to finish."""
+INTRODUCTION = 10.0
+"""Seconds in which a peer has to say who it is. Ranks do so at once."""
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """A machine that does not answer is given up after 10 + 4 x 5 seconds."""
 
@@ -29,6 +35,8 @@ class Watch:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.name = f"rank {ranks.rank} on {socket.gethostname()} (process {os.getpid()})"
+        self.leave: Callable[[], None] = lambda: None
+        """Called before this process ends because another rank was asked to stop."""
         self._closing = False
         self._peers: list[socket.socket] = []
         token = secrets.token_hex(16)
@@ -49,6 +57,11 @@ class Watch:
         text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
         self._tell(f"{self.name} failed: {text}\n".encode())
 
+    def stop_others(self) -> None:
+        """This rank was asked to stop and ends right now: so shall the others."""
+        self._closing = True
+        self._tell(STOPPING)
+
     def close(self) -> None:
         """The run is over: from now on connections may end."""
         self._closing = True
@@ -58,9 +71,12 @@ class Watch:
         listener.settimeout(60)
         while len(self._peers) < count:
             peer, _ = listener.accept()
-            peer.settimeout(10)
+            peer.settimeout(INTRODUCTION)
             reader = peer.makefile("rb")
-            token, _, name = reader.readline().decode(errors="replace").strip().partition(" ")
+            said = b""
+            with contextlib.suppress(OSError):  # a stranger may say nothing, or leave
+                said = reader.readline(1000)
+            token, _, name = said.decode(errors="replace").strip().partition(" ")
             if token == self._token:
                 self._follow(peer, reader, name)
             else:  # somebody else's
@@ -88,6 +104,11 @@ class Watch:
             text = b""
         if text == GOODBYE or self._closing:
             return
+        if text == STOPPING:
+            with contextlib.suppress(Exception):
+                self.leave()
+            self.stop_others()
+            os._exit(STOPPED)
         gone = f"{name} is gone: killed, out of memory, or its machine is down"
         reason = text.decode(errors="replace").strip() or gone
         self._tell(f"{reason}\n".encode())

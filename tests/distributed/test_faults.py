@@ -222,3 +222,42 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
     """A few; `python -m tests.soak_training --kills 20` is the long form."""
     kinds = soak(tmp_path, num_kills=4, seed=random.randrange(10**6))
     assert sum(kinds.values()) == 4
+
+
+def endless(folder: Path) -> Path:
+    return recipe_in(folder, max_steps=5000, data={"parallel": [str(folder / "traces.jsonl")], "epochs": 5000})
+
+
+def test_ranks_whose_launcher_has_gone_save_and_end(tmp_path):
+    """`deepspeed` ends of SIGTERM at once and tells nobody."""
+    recipe = endless(tmp_path)
+    launcher = start("sft.py", str(recipe))
+    wait_for(lambda: num_logged(out_of(recipe)) >= 2, launcher)
+    ranks = processes_of_ranks(launcher)
+    launcher.terminate()
+    launcher.wait(timeout=30)
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.wait(timeout=60)
+    done = num_logged(out_of(recipe))
+    assert json.loads((out_of(recipe) / "stopped.json").read_text()) == {"step": done}
+    assert checkpoints(out_of(recipe)) == [f"step-{done:06d}"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_is_replaced(tmp_path):
+    recipe = endless(tmp_path)
+    first = start("sft.py", str(recipe), ranks=1)
+    wait_for(lambda: num_logged(out_of(recipe)) >= 1, first)
+    (rank,) = processes_of_ranks(first)
+    second = launch_sft(recipe, ranks=1)
+    assert second.returncode == 2 and f"is in use by another run, process {rank.pid} on" in second.stderr
+    assert "Traceback" not in second.stderr
+    rank.kill()
+    first.communicate(timeout=60)
+    before = num_logged(out_of(recipe))
+    third = start("sft.py", str(recipe), ranks=1)
+    wait_for(lambda: num_logged(out_of(recipe)) > before, third)
+    third.terminate()
+    output, _ = third.communicate(timeout=120)  # ends when the rank has saved
+    assert f"process {rank.pid} on {socket.gethostname()} has not ended its run properly; taking over" in output
+    assert not (out_of(recipe) / "owner.json").exists()

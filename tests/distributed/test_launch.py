@@ -197,7 +197,8 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(straight, tmp_path):
     recipe, _ = straight
     half = tmp_path / "out" / "checkpoints" / "step-000002"
     shutil.copytree(output(recipe) / "checkpoints" / "step-000004", half, ignore=lambda *_: ["trainer.json"])
-    assert resume.candidates(parse(recipe, "--output_dir", str(tmp_path / "out"))) == []
+    with pytest.raises(ConfigError, match="is whole"):  # and it is all there is: nothing is trained from the beginning
+        resume.candidates(parse(recipe, "--output_dir", str(tmp_path / "out")))
     with pytest.raises(ConfigError, match="no complete checkpoint"):
         resume.candidates(parse(recipe, "--resume", str(half), "--output_dir", str(tmp_path / "new")))
 
