@@ -148,7 +148,7 @@ def _together(ranks: Ranks, action: Any, beside: Path) -> list[Any]:
     failures = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
     if not failures:
         return [result for result, _ in outcomes]
-    free = _free_gib(beside)
+    free = _free_gib(beside.parent)  # the folder itself goes away under the ranks that are slower
     if ranks.is_first:
         shutil.rmtree(beside, ignore_errors=True)
     ranks.wait()
