@@ -67,12 +67,14 @@ class Evaluation:
         self.folder.write_header(self.header)
 
     def _read_done(self) -> None:
+        """What all ranks have. None goes on before all have read: they have to share what is missing alike."""
         self.done = {sample.key: sample for sample in self.folder.samples(with_tokens=False)}
         for task, (source, problems) in self.tasks.items():
             asked = {problem.id: problem for problem in problems}
             for sample in self.done.values():
                 if sample.task == task and sample.id in asked:
                     self._refuse_other_question(sample, asked[sample.id], source)
+        self.ranks.wait()
 
     def _refuse_other_question(self, sample: Sample, problem: Problem, source: str) -> None:
         item = Item(sample.task, sample.mode, problem, sample.sample)

@@ -60,6 +60,11 @@ class EvaluationRanks:
         dist.gather_object(value, values)
         return values
 
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
     def first_does(self, action: Callable[[], Any]) -> None:
         """Let the first rank do something while the others wait. Where it raises ValueError or OSError, all do."""
         error: Exception | None = None
