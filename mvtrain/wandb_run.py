@@ -66,6 +66,7 @@ class WandbTracker:
     def __init__(self, run: Any, wanted: WandbRun) -> None:
         self._run = run
         self.wanted = wanted
+        self._gave_up = False
 
     def log(self, record: dict[str, Any]) -> None:
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
@@ -90,6 +91,7 @@ class WandbTracker:
         thread.start()
         thread.join(FINISH_SECONDS)
         if thread.is_alive():
+            self._gave_up = True
             _warn(self.wanted, "could not send everything", TimeoutError(f"no answer for {FINISH_SECONDS} s"))
 
     def _attempt(self, what: str, action: Any) -> None:
@@ -99,7 +101,8 @@ class WandbTracker:
             action(self._run)
         except Exception as error:  # whatever a tracking service does wrong, training goes on
             self._run = None
-            _warn(self.wanted, f"could not {what}", error)
+            if not self._gave_up:  # else it was said
+                _warn(self.wanted, f"could not {what}", error)
 
 
 def start_wandb(wanted: WandbRun) -> NoTracker | WandbTracker:
