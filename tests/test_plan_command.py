@@ -11,8 +11,9 @@ from mvtrain.train.batching import Batching
 from mvtrain.train.config import DataConfig, TrainConfig
 from mvtrain.train.estimate import ModelSize, estimate, fullest, host_bytes
 from mvtrain.train.flops import step_flops
+from mvtrain.train.model import check_model
 from mvtrain.train.plan import make_plan
-from tests.distributed.runs import parse, write_recipe
+from tests.distributed.runs import ROOT, parse, write_recipe
 from tests.tiny import tiny_model
 
 SIZE = ModelSize(
@@ -152,8 +153,39 @@ def test_data_out_of_reach_leaves_the_memory(recipe, capsys, monkeypatch):
         (["--gpu", "B7"], "unknown GPU 'B7'"),
         (["--contxt", "9"], "did you mean context"),
         (["--sequence_parallel_size", "3"], "groups of 3"),
+        (["--gpus", "8", "--sequence_parallel_size", "8"], "4 query heads and 2 key heads cannot be divided among 8"),
+        (["--gpus", "0"], "--gpus should be at least 1, not 0"),
+        (["--gpus", "-1"], "--gpus should be at least 1, not -1"),
+        (["--mfu", "0"], "more than 0 and at most 1, not 0"),
+        (["--mfu", "40"], "more than 0 and at most 1, not 40"),
+        (["--mfu", "nan"], "more than 0 and at most 1, not nan"),
+        (["--tokens", "-5"], "--tokens should be at least 1, not -5"),
+        (["--tokens", "0"], "--tokens should be at least 1, not 0"),
+        (["--peak-tflops", "0"], "--peak-tflops should be more than 0, not 0"),
+        (["--gpu-memory", "-1"], "--gpu-memory should be more than 0 GiB, not -1"),
     ],
 )
 def test_mistakes_are_explained(recipe, capsys, flags, words):
     assert main(["plan", str(recipe), "--gpus", "2", *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_training_refuses_the_heads_that_the_plan_refuses(recipe):
+    """Of 28 query heads and 4 key heads, as of Qwen2.5-7B: what 8 ranks cannot divide, and what 4 and 14 can."""
+    folder = str(ROOT / "launch" / "recipes" / "shapes" / "qwen2.5-7b")
+    for size in (1, 2, 4, 7, 14, 28):
+        check_model(folder, size)
+    with pytest.raises(ValueError, match=r"28 query heads and 4 key heads .* may be one of 1, 2, 4, 7, 14, 28"):
+        check_model(folder, 8)
+
+
+def test_given_tokens_end_where_the_recipe_does(recipe, capsys):
+    def steps_and_tokens(*flags: str) -> tuple[int, int]:
+        assert main(["plan", str(recipe), "--gpus", "2", "--tokens", "13000000", "--json", *flags]) == 0
+        report = json.loads(capsys.readouterr().out)
+        return report["steps"], report["tokens"]
+
+    assert steps_and_tokens() == (2500, 13_000_000)
+    assert steps_and_tokens("--max_steps", "10") == (10, 10 * 4 * 1300)
+    assert steps_and_tokens("--max_steps", "9999") == (2500, 13_000_000)
+    assert steps_and_tokens("--data.max_tokens", "5201") == (2, 5201)

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from mvtrain import provenance
 
 
@@ -25,6 +27,30 @@ def test_secrets_of_the_environment_are_hidden_at_any_depth(monkeypatch):
 def test_passwords_in_addresses_are_hidden():
     text = provenance.without_secrets("read https://me:pass@host/file and https://host:80/other")
     assert text == "read https://***@host/file and https://host:80/other"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://ghp_abc@github.com/x", "https://***@github.com/x"),
+        ("https://u:p@w@host/x", "https://***@host/x"),
+        ("https://u:pa/ss@host/x", "https://***@host/x"),
+        ("https://u:p@w/o@rd@host", "https://***@host"),
+        ("git+https://t0k@h/r.git@main, https://a:b@c", "git+https://***@h/r.git@main, https://***@c"),
+        ("https://host/path@v1", "https://host/path@v1"),
+        ("https://host/a:b@v1 and me@example.org", "https://host/a:b@v1 and me@example.org"),
+        ("https://host:80/path", "https://host:80/path"),
+        ("https://host:80/path@v1", "https://***@v1"),  # may be a password with a slash
+    ],
+)
+def test_what_may_be_a_password_in_an_address_is_hidden(text, shown):
+    assert provenance.without_secrets(text) == shown
+
+
+def test_a_secret_that_begins_with_another_leaves_no_end(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "abcdef")
+    monkeypatch.setenv("B_TOKEN", "abcdefghi")
+    assert provenance.without_secrets("x abcdefghi y") == "x *** y"
 
 
 def test_short_values_are_no_secrets(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from mvtrain.train.batching import Batching
 from mvtrain.train.config import ConfigError, TrainConfig, describe
-from mvtrain.train.settings import deepspeed_settings, zero_stage
+from mvtrain.train.settings import check_with_deepspeed, deepspeed_settings, zero_stage
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,9 +194,50 @@ def test_the_recipe_wins_over_the_deepspeed_file(recipe):
         ({"optimizer": {"type": "Lamb"}}, "use AdamW"),
         ({"zero_optimization": {"stage": 5}}, "choose 0, 1, 2 or 3"),
         ([], "expected an object"),
+        ({"zero_optimization": 3}, "zero_optimization should be an object, {...}, not 3"),
+        ({"fp16": True}, "fp16 should be an object, {...}, not true"),
+        ({"bf16": True}, "bf16 should be an object, {...}, not true"),
+        ({"optimizer": None}, "optimizer should be an object, {...}, not null"),
+        ({"optimizer": {"type": "AdamW", "params": 1}}, "optimizer.params should be an object"),
+        ({"zero_optimization": {"stage": 3, "offload_param": "cpu"}}, "zero_optimization.offload_param should be an"),
+        ({"zero_optimization": {"stage": "three"}}, "zero_optimization.stage is 'three'; choose"),
     ],
 )
 def test_deepspeed_files_that_cannot_be(recipe, given, words):
     (recipe.parent / "ds.json").write_text(json.dumps(given))
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
         settings_of(parse(recipe), 1)
+
+
+def test_offloading_that_is_turned_off_is_none(recipe):
+    zero = {"stage": 3, "offload_optimizer": {"device": "none"}, "offload_param": None}
+    (recipe.parent / "ds.json").write_text(json.dumps({"zero_optimization": zero}))
+    settings = settings_of(parse(recipe), 1)
+    assert settings["zero_optimization"] == {"stage": 3}
+    assert settings["optimizer"]["params"]["torch_adam"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"zero_optimization": {"stage": 3, "overlap_com": True}}, "zero_optimization.overlap_com: unknown key"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpuu"}}},
+            "zero_optimization.offload_param.device: input should be 'none', 'cpu' or 'nvme', not 'cpuu'",
+        ),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "many"}}, "valid integer"),
+        ({"flops_profiler": {"enabled": "sure"}}, "DeepSpeed cannot read it: "),
+    ],
+)
+def test_what_deepspeed_would_refuse_is_refused_before_the_start(recipe, given, words):
+    pytest.importorskip("deepspeed")
+    check_with_deepspeed(settings_of(parse(recipe), 2), "ds.json")
+    (recipe.parent / "ds.json").write_text(json.dumps(given))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check_with_deepspeed(settings_of(parse(recipe), 2), "ds.json")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.name)
+def test_deepspeed_accepts_the_shipped_configurations(path, recipe):
+    pytest.importorskip("deepspeed")
+    check_with_deepspeed(settings_of(parse(recipe, "--deepspeed", path), 4), str(path))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mvtrain.train import alive
-from mvtrain.train.ownership import FILE_NAME, InUse, Ownership, check_owned, own
+from mvtrain.train.ownership import FILE_NAME, InUse, Ownership, check_owned
 from tests.alone import Alone
 
 
@@ -157,11 +157,3 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path, monkeypatch):
         thread.join()
     assert (len(won), len(lost)) == (1, 7)
     won[0].release()
-
-
-def test_all_ranks_hear_of_it(tmp_path, process):
-    from mvtrain.train.launchers import LaunchError
-
-    owner_file(tmp_path, pid=process.pid, started=alive.started(process.pid), place=alive.place())
-    with pytest.raises(LaunchError, match="in use by another run"):
-        own(tmp_path, Alone(), print)

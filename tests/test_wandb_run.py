@@ -124,6 +124,7 @@ def test_a_refused_key_is_one_warning(tmp_path):
         errors, seconds = run_client("auto", tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     assert "/graphql" in server.asked
     (warning,) = our_lines(errors)
+    assert "Failed to export" not in errors, "of wandb's reports on itself"
     assert warning.startswith("sft: warning: wandb not used: ") and "401" in warning and "`wandb sync`" in warning
     assert recorded(tmp_path).count(b"loss") >= 8
     assert seconds < 60

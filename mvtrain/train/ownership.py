@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from mvtrain.train import alive
-from mvtrain.train.launchers import LaunchError
 from mvtrain.train.processes import Ranks
 
 FILE_NAME = "owner.json"
@@ -177,24 +176,6 @@ class Ownership:
         while not self._released.wait(beat):
             with contextlib.suppress(OSError):  # of the file system; it may come back
                 os.utime(self._descriptor)
-
-
-def own(folder: Path, ranks: Ranks, note: Callable[[str], None]) -> Ownership | None:
-    """Called by every rank; the first one becomes the owner.
-
-    Raises:
-        LaunchError: on every rank: another run lives there.
-    """
-    owned, problem = None, None
-    if ranks.is_first:
-        try:
-            owned = Ownership(folder, note)
-        except (InUse, OSError) as error:
-            problem = str(error)
-    problem = ranks.gather(problem)[0]
-    if problem:
-        raise LaunchError(problem, on_all_ranks=True)
-    return owned
 
 
 def check_owned(owned: Ownership | None, ranks: Ranks) -> None:

@@ -51,7 +51,7 @@ def run(config: TrainConfig, evaluate: Evaluate | None = None) -> None:
     except EXPECTED as error:  # on every rank alike
         complain(str(error), for_all=True)
         trainer.close()
-        end_process(1)
+        end_process(2 if isinstance(error, ConfigError) else 1)
     except BaseException as error:
         trainer.fail(error)
         text = without_secrets(traceback.format_exc())

@@ -35,7 +35,7 @@ from mvtrain.train.identity import identity
 from mvtrain.train.launchers import LaunchError
 from mvtrain.train.loading import BatchesAhead, heads_of
 from mvtrain.train.model import check_model
-from mvtrain.train.ownership import Ownership, check_owned, own
+from mvtrain.train.ownership import InUse, Ownership, check_owned
 from mvtrain.train.plan import make_plan, step_counts
 from mvtrain.train.processes import Ranks
 from mvtrain.train.progress import Progress
@@ -157,17 +157,25 @@ class Trainer:
             check_same_on_all_ranks(f"the {part}", digest, self.ranks)
 
     def _own_output_dir(self) -> None:
-        folder, problem = Path(self.config.output_dir), None
-        self.owned = own(folder, self.ranks, self.progress.note)
-        try:
+        folder = Path(self.config.output_dir)
+
+        def take() -> None:
+            if self.ranks.is_first:
+                self.owned = Ownership(folder, self.progress.note)
+                (folder / MARKER).unlink(missing_ok=True)
+
+        def look_again() -> None:
             self.candidates = resume.candidates(self.config)  # another run may have ended since we looked
-        except (ValueError, OSError) as error:
-            problem = str(error)
-        problems = [text for text in self.ranks.gather(problem) if text]
-        if problems:
-            raise LaunchError(problems[0], on_all_ranks=True)
-        if self.ranks.is_first:
-            (folder / MARKER).unlink(missing_ok=True)
+
+        for action in (take, look_again):
+            problem = None
+            try:
+                action()
+            except (InUse, ValueError, OSError) as error:
+                problem = str(error)
+            problems = [text for text in self.ranks.gather(problem) if text]
+            if problems:
+                raise LaunchError(problems[0], on_all_ranks=True)
 
     def _choose_checkpoint(self) -> Path | None:
         """On every rank. Prepares DeepSpeed for a checkpoint of another number of ranks."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
+from mvtrain.provenance import without_secrets
 from mvtrain.train.processes import Ranks
 from mvtrain.train.stopping import STOPPED
 
@@ -55,7 +56,7 @@ class Watch:
         if isinstance(error, RuntimeError):  # a collective fails at once when another rank is gone
             time.sleep(3)
         text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-        self._tell(f"{self.name} failed: {text}\n".encode())
+        self._tell(without_secrets(f"{self.name} failed: {text}\n").encode())
 
     def stop_others(self) -> None:
         """This rank was asked to stop and ends right now: so shall the others."""

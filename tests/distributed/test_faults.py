@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -191,6 +192,33 @@ def test_steps_that_are_not_finite_are_skipped_and_written_down(tmp_path, stage)
     assert all(torch.isfinite(value).all() for name, value in weights.items() if "embed_tokens" not in name)
 
 
+def test_a_disk_full_to_the_last_byte_costs_files_but_no_traceback(small_disk, tmp_path):
+    """Neither the log, nor the rows of bad steps, nor checkpoints, nor the export find any room."""
+    out = small_disk / "out"
+    recipe = recipe_in(
+        tmp_path, tied=False, output_dir=str(out), on_save_error="continue", max_steps=40, max_bad_steps=40
+    )
+    poison(recipe, [4])
+    launcher = start("sft.py", str(recipe), "--data.epochs", "40")
+    wait_for(lambda: (out / "checkpoints" / "step-000008").exists(), launcher)
+    with (small_disk / "ballast").open("ab", buffering=0) as ballast:
+        while launcher.poll() is None:
+            with contextlib.suppress(OSError):
+                ballast.write(bytes(4096))  # what a failed save gives back is taken at once
+                continue
+            time.sleep(0.02)
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1, output + errors
+    assert "Traceback" not in output + errors
+    assert errors.count(f"sft: warning: {out / 'log.jsonl'}: No space left on device; steps are missing") == 1
+    assert f"its rows could not be written into {out / 'bad_steps.jsonl'} (No space left on device)" in output
+    assert "going on (on_save_error: continue)" in output
+    (told,) = [line for line in errors.splitlines() if line.startswith("sft: error: ")]
+    assert told.startswith(f"sft: error: could not export {out / 'export'} (0.00 GiB free on its disk): ")
+    assert "No space left" in told and "the last good checkpoint is of step" in told
+    assert not list(out.glob("export*"))
+
+
 def test_many_bad_steps_in_a_row_stop_the_run(tmp_path):
     recipe = recipe_in(tmp_path, tied=False, max_bad_steps=3)
     poison(recipe, list(range(12)))
@@ -224,8 +252,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
     assert sum(kinds.values()) == 4
 
 
-def endless(folder: Path) -> Path:
-    return recipe_in(folder, max_steps=5000, data={"parallel": [str(folder / "traces.jsonl")], "epochs": 5000})
+def endless(folder: Path, **changes) -> Path:
+    data = {"parallel": [str(folder / "traces.jsonl")], "epochs": 5000}
+    return recipe_in(folder, max_steps=5000, data=data, **changes)
 
 
 def test_ranks_whose_launcher_has_gone_save_and_end(tmp_path):
@@ -244,20 +273,25 @@ def test_ranks_whose_launcher_has_gone_save_and_end(tmp_path):
     assert checkpoints(out_of(recipe)) == [f"step-{done:06d}"]
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_is_replaced(tmp_path):
-    recipe = endless(tmp_path)
+def test_a_second_run_is_refused_a_dead_one_replaced_and_a_signal_at_the_start_ends_all_ranks_alike(tmp_path):
+    recipe = endless(tmp_path, save_every_steps=0)
+    out = out_of(recipe)
     first = start("sft.py", str(recipe), ranks=1)
-    wait_for(lambda: num_logged(out_of(recipe)) >= 1, first)
+    wait_for(lambda: num_logged(out) >= 1, first)
     (rank,) = processes_of_ranks(first)
-    second = launch_sft(recipe, ranks=1)
-    assert second.returncode == 2 and f"is in use by another run, process {rank.pid} on" in second.stderr
+    second = launch_sft(recipe)
+    assert second.returncode == 2
+    assert second.stderr.count(f"is in use by another run, process {rank.pid} on") == 1, "told once"
     assert "Traceback" not in second.stderr
     rank.kill()
     first.communicate(timeout=60)
-    before = num_logged(out_of(recipe))
-    third = start("sft.py", str(recipe), ranks=1)
-    wait_for(lambda: num_logged(out_of(recipe)) > before, third)
-    third.terminate()
-    output, _ = third.communicate(timeout=120)  # ends when the rank has saved
+    third = start("sft.py", str(recipe))
+    wait_for(lambda: json.loads((out / "owner.json").read_text())["pid"] != rank.pid, third)
+    processes_of_ranks(third)[1].send_signal(signal.SIGTERM)  # it loads the model
+    output, errors = third.communicate(timeout=60)
     assert f"process {rank.pid} on {socket.gethostname()} has not ended its run properly; taking over" in output
-    assert not (out_of(recipe) / "owner.json").exists()
+    assert third.returncode == STOPPED, output + errors
+    assert "sft: SIGTERM: stopped; there is no checkpoint yet" in errors
+    assert "is gone" not in errors and "Traceback" not in errors
+    assert json.loads((out / "stopped.json").read_text()) == {"step": 0}
+    assert not (out / "owner.json").exists()

@@ -11,8 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config
 
-from tests.distributed.runs import ROOT, free_port, launch_sft, write_recipe
+from mvtrain.train import run
+from mvtrain.train.mistakes import complain
+from mvtrain.train.trainer import Trainer
+from tests.distributed.runs import ROOT, free_port, launch_sft, parse, write_recipe
 
 pytest.importorskip("deepspeed")
 
@@ -117,10 +121,10 @@ def test_ranks_with_different_mistakes_tell_both(folders, recipe):
 
 
 def test_the_launcher_too_shows_it_once(recipe):
-    run = launch_sft(recipe, "--contxt", "3")
-    assert run.returncode == 2
-    assert run.stderr.count("error: ") == 1
-    assert "did you mean context?" in run.stderr
+    done = launch_sft(recipe, "--contxt", "3")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "did you mean context?" in done.stderr
 
 
 def test_a_missing_package_is_a_mistake_too(folders, recipe):
@@ -129,3 +133,71 @@ def test_a_missing_package_is_a_mistake_too(folders, recipe):
     statuses, errors, _ = run_sft(folders[:1], recipe)
     assert statuses == [2]
     assert "sft: error: training needs deepspeed; install it with `pip install 'mvtrain[train]'`" in errors[0]
+
+
+def eight_ranks(monkeypatch) -> None:
+    """As a launcher would say it; nothing is started."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 8, "LOCAL_RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_heads_that_cannot_be_divided_are_refused_before_the_start(tmp_path, monkeypatch):
+    eight_ranks(monkeypatch)
+    recipe = write_recipe(tmp_path, tied=True, sequence_parallel_size=8)
+    with pytest.raises(ValueError, match="4 query heads and 2 key heads cannot be divided among 8 ranks"):
+        Trainer(parse(recipe))
+
+
+def test_a_model_with_another_head_is_refused_before_the_start(tmp_path, monkeypatch):
+    eight_ranks(monkeypatch)
+    recipe = write_recipe(tmp_path, tied=True)
+    small = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=300)
+    small.save_pretrained(parse(recipe).model)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is not supported"):
+        Trainer(parse(recipe))
+
+
+def test_deepspeed_settings_with_an_unknown_key_end_in_status_2(tmp_path):
+    settings = tmp_path / "ds.json"
+    settings.write_text('{"zero_optimization": {"stage": 3, "overlap_com": true}}')
+    statuses, errors, _ = run_sft([tmp_path], write_recipe(tmp_path, tied=True, deepspeed=str(settings)))
+    assert statuses == [2]
+    assert errors[0].count("error: ") == 1
+    assert f"{settings}: zero_optimization.overlap_com: unknown key" in errors[0]
+
+
+def test_no_secret_is_told(tmp_path, monkeypatch, capsys):
+    """Not as a mistake, nor in a note, nor with a traceback, nor by --dry-run."""
+    eight_ranks(monkeypatch)
+    secret = "hf_0123456789"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    recipe = write_recipe(tmp_path, tied=True, output_dir=str(tmp_path / secret))
+    complain(f"no such file: {secret}", for_all=True)
+    trainer = Trainer(parse(recipe, "--dry-run"))
+    trainer.dry_run()
+    trainer.progress.note(f"saved {secret}")
+
+    class Fails:
+        def __init__(self, *arguments) -> None:
+            self.ranks = trainer.ranks
+
+        def train(self) -> None:
+            raise RuntimeError(f"cannot open https://me:pass@host/{secret}")
+
+        def fail(self, error: BaseException) -> None:
+            pass
+
+    monkeypatch.setattr(run, "Trainer", Fails)
+    monkeypatch.setattr(run, "end_process", sys.exit)
+    monkeypatch.setattr(run.StopSignals, "install", lambda signals: None)
+    with pytest.raises(SystemExit):
+        run.run(parse(recipe))
+    said = "".join(capsys.readouterr())
+    for words in (
+        "no such file: ***",
+        f'"{tmp_path}/***"',
+        "saved ***",
+        "RuntimeError: cannot open https://***@host/***",
+    ):
+        assert words in said, words
+    assert secret not in said

@@ -101,9 +101,33 @@ def assert_same_run(expected: Path, found: Path) -> None:
         assert torch.equal(value, second[name]), name
 
 
+def test_a_run_from_a_named_checkpoint_is_restarted_by_the_same_command(straight, tmp_path):
+    recipe = recipe_in(tmp_path, resume=str(straight / "checkpoints" / "step-000016"))
+    out = out_of(recipe)
+    status, output, errors = stop_after(recipe, 2, signal.SIGTERM, ranks=2)
+    assert status == STOPPED, output + errors
+    assert "resumed after step 16 of 24" in output
+    done = log_of(out)[-1]["step"]
+    assert 18 <= done < NUM_STEPS
+    assert json.loads((out / "stopped.json").read_text()) == {"step": done}
+    run = launch_sft(recipe)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert f"resumed after step {done} of 24" in run.stdout
+    assert not (out / "stopped.json").exists()
+    keys = ("step", "loss", "lr", "grad_norm", "tokens")
+    expected, found = ([[record[key] for key in keys] for record in log_of(folder)] for folder in (straight, out))
+    assert found == expected[16:]
+    assert all(torch.equal(value, weights(out)[name]) for name, value in weights(straight).items())
+
+
 @pytest.mark.parametrize(
     ("stage", "precision", "stops"),
-    [(3, "fp32", [(2, 4), (1, 9), (4, 14)]), (1, "bf16", [(2, 4), (1, 9)]), (0, "fp32", [(2, 4), (1, 9)])],
+    [
+        (3, "fp32", [(2, 4), (1, 9), (4, 14)]),
+        (2, "bf16", [(1, 9)]),
+        (1, "bf16", [(2, 4), (1, 9)]),
+        (0, "fp32", [(1, 9)]),
+    ],
 )
 def test_other_numbers_of_ranks_take_the_same_steps(tmp_path, stage, precision, stops):
     """2 -> 1 (-> 4) -> 2 ranks by restarts alone; `stops` are (ranks, stopped after so many steps)."""
