@@ -12,13 +12,14 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from mvtrain.provenance import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
@@ -116,7 +117,7 @@ def table(reports: dict[str, dict], seconds: float, is_whole: bool) -> str:
         "",
         f"{parallel['groups'][0]['num_problems']} held-out problems, greedy; alone: median of {NUM_TIMED_ALONE}. "
         f"One at a time the parallel model needs {speedup:.2f} times fewer seconds per problem than the sequential.",
-        f"{os.cpu_count()} CPU cores ({_processor()}), {seconds / 60:.1f} minutes "
+        f"On {processor()}: {seconds / 60:.1f} minutes "
         + ("without the installation." if is_whole else "without the steps that were finished before."),
     ]
     return "\n".join(rows)
@@ -158,12 +159,6 @@ def _free_port() -> int:
 def _ask(out: Path) -> str:
     question = json.loads((out / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[0])["question"]
     return f"mvtrain generate {out / 'export'} --prompt {json.dumps(question)}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import pytest
 
 from mvtrain.cli import main
 from mvtrain.engine import Engine
+from mvtrain.engine.detokenizer import token_ends
 from mvtrain.engine.script import ScriptedSampler, write_script
 from mvtrain.evaluate import evaluation as evaluation_module
 from mvtrain.evaluate.config import EvaluationConfig
 from mvtrain.evaluate.evaluation import Evaluation
-from mvtrain.evaluate.records import Problem, Sample, read_samples, sample_line, token_ends
+from mvtrain.evaluate.records import Problem, Sample, read_samples, sample_line
 from mvtrain.evaluate.results import make_results
 from mvtrain.evaluate.run_folder import RunFolder, cut_off_tail
 from mvtrain.grammar import parse

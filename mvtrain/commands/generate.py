@@ -122,7 +122,7 @@ def _answer(engine: Engine, prompts: list[str], params: SamplingParams, form: st
 
 def _write_trace(trace: Any, prompt: str, completion: Completion, decode: Callable[[list[int]], str]) -> None:
     """With `ends`, the characters of the text up to the end of every token, `mvtrain view` needs no tokenizer."""
-    from mvtrain.evaluate.records import token_ends
+    from mvtrain.engine.detokenizer import token_ends
 
     if trace is not None:
         ends = token_ends(completion.token_ids, completion.text, decode)

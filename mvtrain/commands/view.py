@@ -239,13 +239,9 @@ def _page(name: str, listing: _Listing, notes: list[str]) -> str:
 
 
 def _write(out: Path, page: str) -> None:
-    """The page takes its name when all of it is there."""
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.write_bytes(page.encode("utf-8", "replace"))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    from mvtrain.evaluate.run_folder import write_whole
+
+    write_whole(out, page)
 
 
 def _open(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,12 @@ from mvtrain.evaluate.records import MODES, Problem
 from mvtrain.evaluate.tasks import fingerprint
 from mvtrain.manifest import read_manifest
 from mvtrain.prompt import prompt_text
-from mvtrain.provenance import processor, versions, without_secrets
+from mvtrain.provenance import processor, sampled_digest, versions, without_secrets
 
 if TYPE_CHECKING:
     from mvtrain.engine import Engine
 
 PACKAGES = ("torch", "transformers", "math-verify", "sympy")
-_BLOCK = 1 << 16
-_BLOCKS = 64
 _CHECKPOINT_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "mvtrain.json")
 
 
@@ -77,19 +74,9 @@ def now() -> str:
 
 
 def checkpoint_fingerprint(folder: str) -> str:
-    """SHA-256 over names, sizes and 64 blocks spread over every file: seconds also for a checkpoint of 60 GB."""
-    digest = hashlib.sha256()
+    """Of weights, configuration and tokenizer; see `sampled_digest`."""
     files = {file for pattern in _CHECKPOINT_FILES for file in Path(folder).glob(pattern) if file.is_file()}
-    for file in sorted(files):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for k in range(_BLOCKS):
-                stream.seek(max(0, size - _BLOCK) * k // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK))
-                if size <= _BLOCK:
-                    break
-    return digest.hexdigest()
+    return sampled_digest(files)
 
 
 def _prompt(engine: Engine, mode: str) -> str:

@@ -80,13 +80,6 @@ class EvaluationRanks:
         if error is not None:
             raise error
 
-    def merge(self, shares: Sequence[Sequence[Item]]) -> list[Item]:
-        """Undo `share`: what all ranks made of their items, in the order of all items."""
-        merged: list[Any] = [None] * sum(map(len, shares))
-        for rank, share in enumerate(shares):
-            merged[rank :: self.world_size] = share
-        return merged
-
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()

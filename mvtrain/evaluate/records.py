@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["math", "choice"]
 Mode = Literal["parallel", "unasked", "sequential"]
-
-_CONTEXT = 4
-"""Tokens that are decoded along: some tokenizers drop a space at the start of a text."""
-_LONGEST = 8
-"""Tokens after which text that is no character is taken for what it is."""
 
 MODES: dict[Mode, str] = {
     "parallel": 'asked to think "in parallel"; blocks run in parallel',
@@ -129,6 +124,8 @@ def token_details(completion: Any, decode: Callable[[list[int]], str]) -> dict[s
     `Completion`; `nodes` are runs [start, end) of tokens counted from the start of the prompt, which see the ranges
     `sees` and themselves causally; `num_prompt` tokens come before the first token of the response.
     """
+    from mvtrain.engine.detokenizer import token_ends
+
     return {
         "num_prompt": len(completion.prompt_ids),
         "ends": token_ends(completion.token_ids, completion.text, decode),
@@ -140,20 +137,3 @@ def token_details(completion: Any, decode: Callable[[list[int]], str]) -> dict[s
         "nodes": [[n.start, n.end, n.position, [list(seen) for seen in n.sees]] for n in completion.layout.nodes],
         "scheme": completion.scheme,
     }
-
-
-def token_ends(ids: Sequence[int], text: str, decode: Callable[[list[int]], str]) -> list[int]:
-    """For every token, how many characters of `text` there are up to its end.
-
-    A token that ends within a character counts for none of it; tokens after the end of `text` repeat its length.
-    """
-    ends: list[int] = []
-    length, whole = 0, 0  # characters, and the tokens that they are of
-    for i in range(1, len(ids) + 1):
-        start = max(0, whole - _CONTEXT)
-        before = len(decode(list(ids[start:whole]))) if start < whole else 0
-        piece = decode(list(ids[start:i]))[before:]
-        if not piece.endswith("\ufffd") or i - whole >= _LONGEST:
-            length, whole = length + len(piece), i
-        ends.append(min(length, len(text)))
-    return ends

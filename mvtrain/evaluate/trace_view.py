@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from mvtrain.evaluate.records import token_ends
+from mvtrain.engine.detokenizer import token_ends
 from mvtrain.grammar import TAGS, check
 from mvtrain.layout import Layout, LayoutError, Node, Scheme, TagIds
 

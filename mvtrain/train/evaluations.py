@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvtrain.train.checkpoint_files import write_durably
 from mvtrain.train.config import EvaluateConfig
 from mvtrain.train.export import write_model
 from mvtrain.train.plan import Plan
@@ -61,9 +62,7 @@ class Evaluations:
         file = Path(self.plan.config.output_dir) / LOG_NAME
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] < step]
-        beside = file.with_name(f"{LOG_NAME}.partial")
-        beside.write_text("\n".join([*kept, json.dumps({"step": step, **figures})]) + "\n", encoding="utf-8")
-        beside.replace(file)
+        write_durably(file, "\n".join([*kept, json.dumps({"step": step, **figures})]) + "\n")
 
 
 @contextmanager

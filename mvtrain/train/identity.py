@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mvtrain.provenance import sampled_digest
 from mvtrain.train.config import TrainConfig
 from mvtrain.train.plan import Plan
 
@@ -20,9 +20,6 @@ MUST_MATCH = (
 
 UNIMPORTANT = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 """Keys of a model's config.json that do not change what it computes."""
-
-SAMPLE = 1 << 16
-"""Bytes read at each of a weight file's sampled places."""
 
 
 def identity(config: TrainConfig, plan: Plan) -> dict[str, dict[str, Any]]:
@@ -51,15 +48,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def weights_digest(folder: Path) -> str:
     """Of names, sizes and sampled bytes of the weight files: another checkpoint has another one."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            for part in range(9):
-                stream.seek(max(0, (size - SAMPLE) * part // 8))
-                digest.update(stream.read(SAMPLE))
-    return digest.hexdigest()[:16]
+    return sampled_digest([*folder.glob("*.safetensors"), *folder.glob("*.bin")])[:16]
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:

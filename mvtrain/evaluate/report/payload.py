@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mvtrain.evaluate.pages import pack
-from mvtrain.evaluate.records import Sample
+from mvtrain.evaluate.records import MODES, Sample
 from mvtrain.evaluate.report.compact import compact_tokens
 
 _ANSWER_LENGTH = 160
@@ -141,7 +141,7 @@ def index_columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:
 
 def mode_place(mode: str) -> tuple[int, str]:
     """Sort key: the modes in the order in which the project names them, others behind."""
-    known = ("parallel", "unasked", "sequential")
+    known = list(MODES)
     return (known.index(mode) if mode in known else len(known), mode)
 
 
