@@ -259,7 +259,7 @@ def endless(folder: Path, **changes) -> Path:
 
 def test_ranks_whose_launcher_has_gone_save_and_end(tmp_path):
     """`deepspeed` ends of SIGTERM at once and tells nobody."""
-    recipe = endless(tmp_path)
+    recipe = endless(tmp_path, save_every_steps=0)
     launcher = start("sft.py", str(recipe))
     wait_for(lambda: num_logged(out_of(recipe)) >= 2, launcher)
     ranks = processes_of_ranks(launcher)
