@@ -38,9 +38,10 @@ def test_what_is_cut_is_wrong():
 
 
 def test_forced_answers_stand_in_for_those_that_were_cut():
+    opened = ["the answer was forced at the length limit"]
     forced = [
-        make_sample("q", 0, budget=25, critical_path=29, num_generated=34, correct=True),
-        make_sample("q", 1, budget=25, critical_path=27, num_generated=32, correct=False),
+        make_sample("q", 0, budget=25, critical_path=29, num_generated=34, correct=True, problems=opened),
+        make_sample("q", 1, budget=25, critical_path=27, num_generated=32, correct=False, problems=opened),
         make_sample("p", 0, budget=25, critical_path=99, num_generated=99, correct=False),  # ended by itself: not used
         make_sample("q", 1, budget=24, critical_path=99, num_generated=99, correct=True),  # another budget
     ]

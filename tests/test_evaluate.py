@@ -15,9 +15,10 @@ from mvtrain.engine.script import ScriptedSampler, write_script
 from mvtrain.evaluate import evaluation as evaluation_module
 from mvtrain.evaluate.config import EvaluationConfig
 from mvtrain.evaluate.evaluation import Evaluation
+from mvtrain.evaluate.generation import gradable_text
 from mvtrain.evaluate.records import Problem, Sample, read_samples, sample_line
 from mvtrain.evaluate.results import make_results
-from mvtrain.evaluate.run_folder import RunFolder, cut_off_tail
+from mvtrain.evaluate.run_folder import FolderLock, RunFolder, cut_off_tail
 from mvtrain.grammar import parse
 from tests.samples import make_sample as sample
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -57,9 +58,17 @@ def some_tasks(num: int = 2, answer: str = "12") -> dict:
     return {"sums": ("sums.jsonl", [Problem("sums", f"p{k}", f"six and {k}", answer) for k in range(num)])}
 
 
+OPENED: list[Evaluation] = []
+
+
 def evaluation(checkpoint, folder, config=None, tasks=None, **options) -> Evaluation:
+    """The one before it lets go of its folder, as its process would by ending."""
+    while OPENED:
+        OPENED.pop().close()
     config = config or EvaluationConfig(max_tokens=400)
-    return Evaluation(scripted_engine(), checkpoint, tasks or some_tasks(), config, str(folder), show=False, **options)
+    run = Evaluation(scripted_engine(), checkpoint, tasks or some_tasks(), config, str(folder), show=False, **options)
+    OPENED.append(run)
+    return run
 
 
 def test_a_scripted_answer_is_measured(checkpoint, tmp_path):
@@ -164,7 +173,10 @@ def test_a_run_goes_on_with_what_is_missing(checkpoint, tmp_path, monkeypatch):
 
 
 def without_times(text: str) -> list[dict]:
+    """Nor what the batch around a sample changes: rounding, and when it was whose turn."""
     rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows:
+        del row["tokens"]["logprobs"], row["tokens"]["passes"]
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
@@ -215,6 +227,109 @@ def test_an_unfinished_line_is_cut_off(tmp_path, text):
     file.write_text(text)
     cut_off_tail(file)
     assert file.read_text() == text[: text.rfind("\n") + 1]
+
+
+def test_one_evaluation_at_a_time_in_a_folder(checkpoint, tmp_path):
+    first = evaluation(checkpoint, tmp_path / "out")
+    engine, config = scripted_engine(), EvaluationConfig(max_tokens=400)
+    with pytest.raises(ValueError, match="another evaluation works here"):
+        Evaluation(engine, checkpoint, some_tasks(), config, str(tmp_path / "out"), show=False)
+    assert main(["evaluate", "report", str(tmp_path / "out")]) == 2
+    with pytest.raises(ValueError, match="another evaluation works here"):
+        FolderLock(tmp_path / "out")
+    first.close()
+    assert not (tmp_path / "out" / ".lock").exists()
+    second = evaluation(checkpoint, tmp_path / "out")
+    second.run()
+    (tmp_path / "out" / "samples.jsonl").write_text("")
+    with pytest.raises(ValueError, match="2 samples are not in"):
+        second._finish()
+    second.close()
+
+
+def test_samples_differ_by_their_seeds(checkpoint, tmp_path):
+    """Sampled for real: other seeds write other texts, and the same seed writes the same one again."""
+    config = EvaluationConfig(n=3, temperature=1.0, max_tokens=12, seed=40)
+    texts = []
+    for name in ("a", "b"):
+        engine = Engine(tiny_model("llama"), TOKENIZER)
+        run = Evaluation(engine, checkpoint, some_tasks(1), config, str(tmp_path / name), show=False)
+        run.run()
+        assert [s.seed for s in run.samples()] == run.header["seeds"] == [40, 41, 42]
+        texts.append([s.response for s in run.samples()])
+        run.close()
+    assert texts[0] == texts[1] and len(set(texts[0])) == 3
+
+
+def test_runs_in_one_folder_add_up(checkpoint, tmp_path, capsys):
+    """Results, and `evaluate report`, are of all that the folder has, also where the last run asked for less."""
+    out = tmp_path / "out"
+    wide = EvaluationConfig(modes=("parallel", "sequential"), max_tokens=400, budgets=(40, 100))
+    narrow = EvaluationConfig(max_tokens=400, budgets=(60,), policy="forced", answer_tokens=8)
+    for config, tasks in ((wide, some_tasks(3)), (narrow, some_tasks(1))):
+        run = evaluation(checkpoint, out, config, tasks, verified={"ok": True} if config is wide else "skipped")
+        run.run()
+        results = run.write_results(run.samples(), report=False)
+        run.close()
+    assert [(g["mode"], g["num_problems"]) for g in results["groups"]] == [("parallel", 3), ("sequential", 3)]
+    header = json.loads((out / "run.json").read_text())
+    assert header["sampling"]["budgets"] == [40, 60, 100] and header["sampling"]["policy"] == "forced"
+    assert header["tasks"]["sums"]["num_problems"] == 3 and len(header["sessions"]) == 2
+    assert header["verified"] == "skipped", "one of the two was not verified"
+    forced = [(c["mode"], [p["budget"] for p in c["points"]]) for c in results["budgets"] if c["policy"] == "forced"]
+    assert forced == [("parallel", [100]), ("sequential", [60, 100])], "only where no answer is missing"
+    assert main(["evaluate", "report", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(results))
+
+
+def test_tokens_per_second_are_those_of_the_main_runs():
+    timings = [
+        {"task": "sums", "mode": "parallel", "num_generated": 600, "seconds": 2.0},
+        {"task": "sums", "mode": "parallel", "num_generated": 300, "seconds": 1.0},
+        {"task": "sums", "mode": "sequential", "num_generated": 900, "seconds": 9.0},
+    ]
+    (group,) = make_results([sample()], EvaluationConfig(), timings)["groups"]
+    assert group["measures"]["tokens_per_second"] == 300
+
+
+def test_forced_batches_do_not_count_as_speed(checkpoint, tmp_path):
+    config = EvaluationConfig(max_tokens=400, budgets=(40,), policy="forced", answer_tokens=8)
+    run = evaluation(checkpoint, tmp_path / "out", config, some_tasks(1))
+    run.run()
+    main_run, forced = run.header["timings"]
+    assert main_run["budget"] is None and forced["budget"] == 40
+    measures = run.write_results(run.samples(), report=False)["groups"][0]["measures"]
+    assert measures["tokens_per_second"] == pytest.approx(main_run["num_generated"] / main_run["seconds"])
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("response", "reason", "forced", "graded"),
+    [
+        (r"Try \boxed{5}. Wait, let me che", "length", False, ""),
+        (r"Try \boxed{5}.", "stop", False, r"Try \boxed{5}."),
+        (r"<Think>a</Think> \boxed{5} and", "length", False, r"<Think>a</Think> \boxed{5} and"),
+        (r"a \boxed{5} b", "length", True, r"a \boxed{5} b"),
+        (r"Try \boxed{5}.", "cancelled", False, ""),
+    ],
+)
+def test_cut_off_text_is_not_lucky(response, reason, forced, graded):
+    assert gradable_text(response, reason, forced) == graded
+
+
+def test_an_answer_that_ends_in_its_second_run_is_not_cut():
+    """Rounding may let it: then it is what it is, and not an answer that was forced."""
+    whole = sample(critical_path=30, num_generated=30)
+    ended = sample(critical_path=9, num_generated=9, budget=10)
+    forced = sample(
+        critical_path=14, num_generated=14, budget=10, problems=["the answer was forced at the length limit"]
+    )
+    config = EvaluationConfig(budgets=(10,), policy="forced", max_tokens=40)
+    shares = []
+    for second in (ended, forced):
+        curves = make_results([whole, second], config)["budgets"]
+        shares.append(next(c for c in curves if c["policy"] == "forced")["points"][0]["share_cut"])
+    assert shares == [0, 1]
 
 
 # Records
@@ -289,7 +404,7 @@ def test_regrading_changes_what_was_graded_wrong(checkpoint, problems, tmp_path,
     )
     file = out / "samples.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows[1]["response"] = "Answer: \\boxed{7}"
+    rows[1].update(response="Answer: \\boxed{7}", finish_reason="stop")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     capsys.readouterr()
     assert main(["evaluate", "regrade", str(out), "--dry-run", "--json"]) == 0
@@ -353,6 +468,8 @@ def test_an_engine_that_differs_from_training_measures_nothing(checkpoint, probl
         (["--task", "{problems}", "--task", "{problems}"], "two tasks are called sums"),
         (["--task", "{problems}", "--modes", "fast"], "choose of parallel"),
         (["--task", "math500", "--data-dir", "/nowhere"], "no local copy of math500"),
+        (["--task", "{problems}", "--alone", "-1"], "--alone -1: expected at least 0"),
+        (["--task", "{problems}", "--batch-size", "0"], "--batch-size 0: expected at least 1"),
     ],
 )
 def test_mistakes_are_one_line(checkpoint, problems, arguments, message, capsys, tmp_path):
@@ -367,6 +484,7 @@ def test_a_question_that_is_too_long_is_named(checkpoint, tmp_path, capsys):
     file.write_text(json.dumps({"id": "x9", "question": "w" * 9000, "answer": "1"}) + "\n")
     assert main(["evaluate", checkpoint, "--task", str(file), "--out", str(tmp_path / "run")]) == 2
     assert "task long, problem x9: a prompt of" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "nothing was begun"
 
 
 def test_folders_that_are_no_evaluation(tmp_path, capsys):

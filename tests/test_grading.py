@@ -95,7 +95,7 @@ def test_the_cases_would_catch_a_grader_that_knows_one_word():
         (r"\boxed{ \{1, 2\} }", r"\{1, 2\}"),
         (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
         (r"Answer: \boxed{70 + ", None),
-        (r"first \boxed{1} then \boxed{2", "1"),
+        (r"first \boxed{1} then \boxed{2", None),
         (r"\boxed{2 + \boxed{3}}", "2 + {3}"),
         (r"\boxed{4} and \boxed{}", "4"),
         (r"so \boxed 52, as said", "52"),

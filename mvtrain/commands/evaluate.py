@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mvtrain.engine import Engine
     from mvtrain.evaluate.config import EvaluationConfig
-    from mvtrain.evaluate.evaluation import Tasks
+    from mvtrain.evaluate.evaluation import Evaluation, Tasks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,21 +77,36 @@ def run(args: argparse.Namespace) -> int:
     evaluation = Evaluation(
         engine, args.checkpoint, tasks, config, out, ranks, verified=verified, overwrite=args.overwrite
     )
-    evaluation.run()
-    if ranks.is_first:
-        samples = evaluation.samples()
-        results = evaluation.write_results(samples, report=not args.no_report)
-        alone = _time_alone(engine, config, tasks, args.alone) if args.alone else []
-        summary = {"checkpoint": args.checkpoint, "out": str(out), "ranks": ranks.world_size, **results}
-        print(json.dumps(summary | {"alone": alone}) if args.json else _describe(out, results, alone, args))
-        _log_to_wandb(args.wandb, out, evaluation.header, results, samples)
+    try:
+        evaluation.run()
+        if ranks.is_first:
+            if args.alone:
+                evaluation.note_alone(_time_alone(engine, config, tasks, args.alone))
+            _tell(evaluation, args, str(out))
+    except KeyboardInterrupt:
+        print(f"evaluate: what is answered is kept in {out}; the same command goes on from there", file=sys.stderr)
+        raise
+    finally:
+        evaluation.close()
     ranks.close()
     return 0
+
+
+def _tell(evaluation: Evaluation, args: argparse.Namespace, out: str) -> None:
+    """Write results and report, print them, log them."""
+    samples = evaluation.samples()
+    results = evaluation.write_results(samples, report=not args.no_report)
+    summary = {"checkpoint": args.checkpoint, "out": out, "ranks": evaluation.ranks.world_size, **results}
+    print(json.dumps(summary) if args.json else _describe(out, results, args))
+    _log_to_wandb(args.wandb, out, evaluation.header, results, samples)
 
 
 def _config(args: argparse.Namespace) -> EvaluationConfig:
     from mvtrain.evaluate.config import EvaluationConfig
 
+    for flag, value, least in (("--alone", args.alone, 0), ("--batch-size", args.batch_size, 1)):
+        if value < least:
+            raise ValueError(f"{flag} {value}: expected at least {least}")
     try:
         budgets = tuple(int(budget) for budget in args.budgets.split(",") if budget.strip())
     except ValueError:
@@ -145,11 +160,11 @@ def _time_alone(engine: Engine, config: EvaluationConfig, tasks: Tasks, count: i
     return timed
 
 
-def _describe(out: Path | str, results: dict[str, Any], alone: list[dict[str, Any]], args: argparse.Namespace) -> str:
+def _describe(out: Path | str, results: dict[str, Any], args: argparse.Namespace) -> str:
     from mvtrain.evaluate.summary_text import describe_results
 
     lines = [describe_results(results)]
-    lines += [f"{t['task']}, {t['mode']}: alone {t['seconds_median']:.2f} s a problem" for t in alone]
+    lines += [f"{t['task']}, {t['mode']}: alone {t['seconds_median']:.2f} s a problem" for t in results["alone"]]
     report = "" if args.no_report else f"; open {Path(out) / 'report.html'}"
     return "\n".join([*lines, f"{out}: samples.jsonl, results.json{report}"])
 

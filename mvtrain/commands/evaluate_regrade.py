@@ -23,13 +23,14 @@ def run(args: argparse.Namespace) -> int:
     from mvtrain.evaluate.run_folder import open_run
 
     folder = open_run(args.run)
-    samples, changes = regrade(list(folder.samples()))
-    if not args.dry_run:
-        from mvtrain.evaluate.evaluation import config_of, write_results
+    with folder.locked():
+        samples, changes = regrade(list(folder.samples()))
+        if not args.dry_run:
+            from mvtrain.evaluate.evaluation import config_of, write_results
 
-        header = folder.header()
-        folder.replace(samples)
-        write_results(folder, header, samples, config_of(header), report=not args.no_report)
+            header = folder.header()
+            folder.replace(samples)
+            write_results(folder, header, samples, config_of(header), report=not args.no_report)
     if args.json:
         print(json.dumps({"num_samples": len(samples), "changes": [change.as_dict() for change in changes]}))
         return 0

@@ -18,9 +18,10 @@ def run(args: argparse.Namespace) -> int:
     from mvtrain.evaluate.summary_text import describe_results
 
     folder = open_run(args.run)
-    header, samples = folder.header(), list(folder.samples())
-    if not samples:
-        raise ValueError(f"{args.run} has no finished sample yet")
-    results = write_results(folder, header, samples, config_of(header))
+    with folder.locked():
+        header, samples = folder.header(), list(folder.samples())
+        if not samples:
+            raise ValueError(f"{args.run} has no finished sample yet")
+        results = write_results(folder, header, samples, config_of(header))
     print(json.dumps(results) if args.json else f"{describe_results(results)}\n{folder.path / 'report.html'}")
     return 0

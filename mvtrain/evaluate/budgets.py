@@ -136,13 +136,27 @@ def _groups(
 
 
 def _limit(problems: ByProblem) -> float:
-    every = [sample for of_one in problems.values() for sample in of_one]
+    every = _all(problems)
     return max(s.critical_path for s in every) if not all(map(_ended_by_itself, every)) else math.inf
 
 
 def needs_forcing(sample: Sample, budget: int) -> bool:
     """Whether a sample of the main run came to the budget without having ended by itself."""
     return sample.critical_path > budget or (sample.critical_path == budget and not _ended_by_itself(sample))
+
+
+def forced_budgets(samples: Iterable[Sample], budgets: Sequence[int]) -> dict[tuple[str, str], list[int]]:
+    """(task, mode) -> budgets at which every answer is there that has to be forced."""
+    samples = list(samples)
+    keys = {sample.key for sample in samples}
+    return {
+        name: [b for b in budgets if all((*s.key[:-1], b) in keys for s in _all(problems) if needs_forcing(s, b))]
+        for name, problems in main_runs(samples).items()
+    }
+
+
+def _all(problems: ByProblem) -> list[Sample]:
+    return [sample for of_one in problems.values() for sample in of_one]
 
 
 def _ended_by_itself(sample: Sample) -> bool:
@@ -167,7 +181,8 @@ def _outcome(sample: Sample, forced: Mapping[tuple, Sample], budget: int, policy
         f"sample {sample.sample} of {sample.id} ({sample.task}, {sample.mode}) did not end within {budget} tokens, "
         f"and the run has no answer of it that was forced there"
     )
-    return _Outcome(answer.correct is True, answer.critical_path, answer.num_generated, cut=True)
+    cut = not _ended_by_itself(answer)  # rounding may let the second run end where the first one went on
+    return _Outcome(answer.correct is True, answer.critical_path, answer.num_generated, cut=cut)
 
 
 def tokens_within(sample: Sample, budget: int) -> int | None:

@@ -63,6 +63,10 @@ class EvaluationConfig:
             raise ValueError("; ".join(wrong))
         self.params(Item("", self.modes[0], Problem("", "", "", ""), 0))  # its own checks
 
+    @property
+    def max_total_tokens(self) -> int:
+        return TOTAL_PER_TOKEN * self.max_tokens
+
     def params(self, item: Item) -> SamplingParams:
         """How one sample is generated. A forced answer shares the main run's tokens up to its budget."""
         from mvtrain.engine import SamplingParams
@@ -72,7 +76,7 @@ class EvaluationConfig:
             top_p=self.top_p,
             top_k=self.top_k,
             max_tokens=item.budget or self.max_tokens,
-            max_total_tokens=TOTAL_PER_TOKEN * self.max_tokens,
+            max_total_tokens=self.max_total_tokens,
             max_paths=self.max_paths,
             answer_tokens=self.answer_tokens if item.budget else 0,
             seed=self.seed + item.sample,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mvtrain.evaluate.budgets import needs_forcing
 from mvtrain.evaluate.config import EvaluationConfig, Item, items
-from mvtrain.evaluate.generation import Timing, generate_samples
+from mvtrain.evaluate.generation import Timing, check_prompts, generate_samples
 from mvtrain.evaluate.grading_pool import GradingPool
-from mvtrain.evaluate.header import now, run_header
+from mvtrain.evaluate.header import continued, now, run_header
 from mvtrain.evaluate.progress import progress_of
 from mvtrain.evaluate.ranks import EvaluationRanks
 from mvtrain.evaluate.records import Mode, Problem, Sample
@@ -55,15 +55,19 @@ class Evaluation:
         self.ranks = ranks or EvaluationRanks()
         self.folder = RunFolder(folder, self.ranks.rank, self.ranks.world_size)
         self.header = run_header(checkpoint, engine, config, tasks, verified, self.ranks.world_size)
+        for task, mode, problems in self._groups():
+            check_prompts(engine, config, task, mode, problems)  # before anything is written or generated
         self.ranks.first_does(lambda: self._prepare(overwrite))
         self.done: dict[tuple, Sample] = {}
-        self._read_done()
+        try:
+            self._read_done()
+        except ValueError:
+            self.close()
+            raise
 
     def _prepare(self, overwrite: bool) -> None:
         self.folder.prepare(self.header["identity"], overwrite)
-        before = self.folder.header()
-        self.header["timings"] = before.get("timings", [])
-        self.header["started"] = before.get("started", self.header["started"])
+        self.header = continued(self.folder.header(), self.header)
         self.folder.write_header(self.header)
 
     def _read_done(self) -> None:
@@ -134,7 +138,7 @@ class Evaluation:
         self.folder.write_header(self.header)
 
     def _order(self) -> list[tuple]:
-        """Keys of all samples that this run is about, in the order of `samples.jsonl`."""
+        """Keys of the samples of this run, in the order of `samples.jsonl`; those of earlier ones come behind."""
         keys = []
         for task, mode, problems in self._groups():
             for problem in problems:
@@ -143,18 +147,35 @@ class Evaluation:
         return keys
 
     def _finish(self) -> None:
+        """Raises ValueError where samples are missing, as somebody else has taken them away."""
         self.folder.merge(self._order())
-        self.header["finished"] = now()
+        keys = {sample.key for sample in self.folder.samples(with_tokens=False)}
+        main = [key for key in self._order() if key[-1] is None]
+        missing = [key for key in main if key not in keys]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} samples are not in {self.folder.path}, such as {missing[0]}; run it again"
+            )
+        self.header["finished"] = self.header["sessions"][-1]["finished"] = now()
+        self.folder.write_header(self.header)
+
+    def note_alone(self, timed: list[dict[str, Any]]) -> None:
+        """Keep the times of problems that were asked one at a time with the run. For the first rank."""
+        self.header["alone"] = timed
         self.folder.write_header(self.header)
 
     def samples(self) -> list[Sample]:
-        """Those that this run is about, in order; its folder may have more, from a run with more of them."""
-        wanted = set(self._order())
-        return [sample for sample in self.folder.samples() if sample.key in wanted]
+        """All that the folder has, those of earlier runs in it as well. For the first rank."""
+        return list(self.folder.samples())
 
     def write_results(self, samples: Sequence[Sample], report: bool = True) -> dict[str, Any]:
         """Compute `results.json` and write it, and the report. For the first rank."""
-        return write_results(self.folder, self.header, samples, self.config, report)
+        return write_results(self.folder, self.header, samples, config_of(self.header), report)
+
+    def close(self) -> None:
+        """Let others work in the folder."""
+        self.folder.close()
+        self.folder.unlock()
 
 
 def config_of(header: Mapping[str, Any]) -> EvaluationConfig:
@@ -162,10 +183,7 @@ def config_of(header: Mapping[str, Any]) -> EvaluationConfig:
     sampling = header.get("sampling")
     if not isinstance(sampling, Mapping):
         raise ValueError("run.json has no `sampling`: it is not of `mvtrain evaluate`")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in sampling.items()}
-    if "finished" not in header:  # answers that are to be forced may be missing
-        values["policy"] = "wrong"
-    return EvaluationConfig(**values)
+    return EvaluationConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in sampling.items()})
 
 
 def write_results(
@@ -179,7 +197,7 @@ def write_results(
     from mvtrain.evaluate.grading import same_answer
 
     timings = [timing for timing in header.get("timings", []) if timing.get("budget") is None]
-    results = make_results(samples, config, timings, same_answer)
+    results = make_results(samples, config, timings, same_answer) | {"alone": header.get("alone", [])}
     write_whole(folder.path / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     if report:
         from mvtrain.evaluate.report import write_report

@@ -63,7 +63,8 @@ def generate_samples(
     try:
         for index, completion in engine.as_completed(prompts, params, progress):
             item, (question, reference) = items[index], asked[index]
-            grade = pool.submit(completion.text, reference, item.problem.kind)
+            text = gradable_text(completion.text, completion.finish_reason, completion.answer_forced)
+            grade = pool.submit(text, reference, item.problem.kind)
             waiting.append(_Waiting(item, question, reference, completion, grade))
             num_generated += completion.num_generated
             while waiting and waiting[0].grade.done():
@@ -73,6 +74,22 @@ def generate_samples(
         for graded in waiting:
             take(_sample(graded, config, decode))
     return Timing(len(items), num_generated, seconds)
+
+
+def gradable_text(response: str, finish_reason: str, forced: bool) -> str:
+    """What the grader gets. Of a response that was cut off before its reasoning ended that is nothing.
+
+    The grader sees an open `<Think>` by itself, but not that text without tags would have gone on.
+    """
+    is_cut = finish_reason != "stop" and not forced
+    return "" if is_cut and "</think>" not in response.lower() else response
+
+
+def check_prompts(engine: Engine, config: EvaluationConfig, task: str, mode: Mode, problems: Sequence[Problem]) -> None:
+    """Raises ValueError for a question that is too long or holds a tag; it says which."""
+    for problem in problems:
+        item = Item(task, mode, problem, 0)
+        _encode(engine, item, item.ask(config.seed)[0], config.params(item))
 
 
 def _encode(engine: Engine, item: Item, question: str, params: Any) -> list[int]:

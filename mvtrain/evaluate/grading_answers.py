@@ -35,17 +35,15 @@ _NEXT_SENTENCE = re.compile(r"[.!]\s+(?=[A-Z])")
 def final_answer(response: str, kind: Kind = "math") -> str | None:
     """What follows the reasoning says: the last complete box, else the text of the last answer line.
 
-    None where there is neither, where the reasoning never ends, or where the only box is cut off. Of a choice question
+    None where there is neither, where the reasoning never ends, or where the last box is cut off. Of a choice question
     a last line that is nothing but a letter counts as well.
     """
     conclusion = after_reasoning(response)
     if conclusion is None:
         return None
-    complete, num_open = _boxes(conclusion)
-    if complete:
-        return complete[-1]
-    if num_open:
-        return None
+    complete, is_cut = _boxes(conclusion)
+    if complete or is_cut:
+        return None if is_cut else complete[-1]
     unbraced = _UNBRACED_BOX.findall(conclusion)
     return unbraced[-1] if unbraced else _answer_line(conclusion, kind)
 
@@ -90,22 +88,24 @@ def _without_blocks(text: str) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def _boxes(text: str) -> tuple[list[str], int]:
-    """(the contents of complete boxes that are not empty, how many boxes never close).
+def _boxes(text: str) -> tuple[list[str], bool]:
+    """(the contents of complete boxes that are not empty, whether the last one that opens never closes).
 
     A box within a box counts with the outer one.
     """
+    last: int | None = None
     opened: list[int | None] = []  # where the content of a box starts; None for other braces
     contents: list[str] = []
     for token in _BRACES.finditer(text):
         piece = token[0]
         if piece[-1] == "{" and piece != r"\{":
             opened.append(token.end() if len(piece) > 1 else None)
+            last = opened[-1] or last
         elif piece == "}" and opened:
             start = opened.pop()
             if start is not None and (content := text[start : token.start()].strip()):
                 contents.append(_BOX.sub("{", content))
-    return contents, sum(start is not None for start in opened)
+    return contents, last is not None and last in opened
 
 
 def _answer_line(text: str, kind: Kind) -> str | None:

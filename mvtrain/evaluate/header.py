@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mvtrain.engine import Engine
 
 PACKAGES = ("torch", "transformers", "math-verify", "sympy")
+_OF_A_SESSION = ("started", "command", "versions", "hardware", "batch_size", "ranks", "verified")
 _CHECKPOINT_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "mvtrain.json")
 
 
@@ -55,6 +56,7 @@ def run_header(
             "dtype": str(engine.model.dtype).removeprefix("torch."),
             "scheme": engine.scheme,
             "sampling": asdict(config),
+            "max_total_tokens": config.max_total_tokens,
             "seeds": [config.seed + k for k in range(config.n)],
             "batch_size": engine.scheduler.max_batch,
             "ranks": ranks,
@@ -67,6 +69,46 @@ def run_header(
             "identity": run_identity(checkpoint, engine, config),
         }
     )
+
+
+def continued(before: Mapping[str, Any], this: dict[str, Any]) -> dict[str, Any]:
+    """The header of a folder in which a run goes on: what all runs in it have asked for, and each of them.
+
+    The check of the engine counts as passed only if it was made, and passed, by every one.
+    """
+    session = {name: this[name] for name in _OF_A_SESSION}
+    sessions = [*before.get("sessions", []), session]
+    checks = [s["verified"] for s in sessions]
+    tasks = {**before.get("tasks", {})}
+    for name, task in this["tasks"].items():
+        if task["num_problems"] >= tasks.get(name, task)["num_problems"]:
+            tasks[name] = task
+    return {
+        **this,
+        "started": sessions[0]["started"],
+        "sampling": _united(before.get("sampling", {}), this["sampling"]),
+        "identity": {**before.get("identity", {}), **this["identity"]},
+        "tasks": tasks,
+        "prompts": {**before.get("prompts", {}), **this["prompts"]},
+        "verified": next((check for check in checks if not isinstance(check, Mapping)), checks[-1]),
+        "timings": before.get("timings", []),
+        "sessions": sessions,
+    }
+
+
+def _united(before: Mapping[str, Any], this: Mapping[str, Any]) -> dict[str, Any]:
+    """Modes, budgets and samples of both; forced answers if one of them has some."""
+    if not before:
+        return dict(this)
+    forced = next((s for s in (this, before) if s["policy"] == "forced"), this)
+    return {
+        **this,
+        "modes": [mode for mode in MODES if mode in (*before["modes"], *this["modes"])],
+        "budgets": sorted({*before["budgets"], *this["budgets"]}),
+        "n": max(before["n"], this["n"]),
+        "policy": forced["policy"],
+        "answer_tokens": forced["answer_tokens"],
+    }
 
 
 def now() -> str:

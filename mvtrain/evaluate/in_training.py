@@ -41,6 +41,7 @@ def evaluate_in_training(
     evaluation.run()
     if not ranks.is_first:
         return None
+    evaluation.close()
     results = evaluation.write_results(evaluation.samples(), report=settings.report)
     groups = [{**g, "measures": {k: v for k, v in g["measures"].items() if k in SHOWN}} for g in results["groups"]]
     return {name: value for name, value in figures({"groups": groups}) if name.count("/") == 2}

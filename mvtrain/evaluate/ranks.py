@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mvtrain.launchers import read_launch
+
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(days=7)
@@ -27,15 +29,17 @@ class EvaluationRanks:
 
     @classmethod
     def from_environment(cls) -> EvaluationRanks:
-        """Connect to the others through gloo, if a launcher has set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        ranks = cls(int(os.environ.get("RANK", "0")), world_size, int(os.environ.get("LOCAL_RANK", "0")))
-        if world_size > 1:
+        """Connect to the others through gloo, if a launcher or Slurm says that there are any.
+
+        Raises ValueError where the environment does not say how to find them.
+        """
+        launch = read_launch(os.environ)
+        if launch.world_size > 1:
             if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-                local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-                torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+                torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_size))
+            launch.export(os.environ)
             dist.init_process_group("gloo", timeout=PATIENCE)
-        return ranks
+        return cls(launch.rank, launch.world_size, launch.local_rank)
 
     @property
     def is_first(self) -> bool:

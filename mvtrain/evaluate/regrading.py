@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mvtrain.evaluate.generation import gradable_text
 from mvtrain.evaluate.grading_pool import GradingPool
 from mvtrain.evaluate.records import Sample
 
@@ -34,10 +35,14 @@ class Change:
         }  # fmt: skip
 
 
+def _text(sample: Sample) -> str:
+    return gradable_text(sample.response, sample.finish_reason, sample.budget is not None)
+
+
 def regrade(samples: Sequence[Sample]) -> tuple[list[Sample], list[Change]]:
     """The samples with new grades, in order, and those whose grade is another one."""
     with GradingPool() as pool:
-        grades = pool.grade_all([(s.response, s.reference, s.kind) for s in samples])
+        grades = pool.grade_all([(_text(s), s.reference, s.kind) for s in samples])
     new = [
         replace(s, answer=g.answer, correct=g.correct, reason=g.reason) for s, g in zip(samples, grades, strict=True)
     ]

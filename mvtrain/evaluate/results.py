@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from mvtrain.evaluate.budgets import BudgetPoint, budget_curve, budget_differences
+from mvtrain.evaluate.budgets import BudgetPoint, budget_curve, budget_differences, forced_budgets
 from mvtrain.evaluate.config import EvaluationConfig, Policy
 from mvtrain.evaluate.intervals import Estimate, PairedDifference, paired_difference
 from mvtrain.evaluate.measures import Measures, main_runs, measure
@@ -81,14 +81,23 @@ def _policies(config: EvaluationConfig) -> tuple[Policy, ...]:
 
 
 def _budgets(samples: Sequence[Sample], config: EvaluationConfig) -> list[dict[str, Any]]:
-    curves: dict[tuple[str, str, str], list[BudgetPoint]] = {}
+    curves = []
     for policy in _policies(config) if config.budgets else ():
-        for point in budget_curve(samples, config.budgets, policy, max_tokens=config.max_tokens):
-            curves.setdefault((point.task, point.mode, policy), []).append(point)
-    return [
-        {"task": task, "mode": mode, "policy": policy, "points": [_point(point) for point in points]}
-        for (task, mode, policy), points in curves.items()
-    ]
+        for (task, mode), budgets in _complete(samples, config, policy).items():
+            own = [s for s in samples if (s.task, s.mode) == (task, mode)]
+            points = budget_curve(own, budgets, policy, max_tokens=config.max_tokens) if budgets else []
+            if points:
+                curves.append({"task": task, "mode": mode, "policy": policy, "points": [_point(p) for p in points]})
+    return curves
+
+
+def _complete(
+    samples: Sequence[Sample], config: EvaluationConfig, policy: Policy
+) -> dict[tuple[str, str], Sequence[int]]:
+    """(task, mode) -> the budgets for which all answers are there."""
+    if policy == "forced":
+        return forced_budgets(samples, config.budgets)
+    return dict.fromkeys(main_runs(samples), config.budgets)
 
 
 def _point(point: BudgetPoint) -> dict[str, Any]:
@@ -128,9 +137,13 @@ def _paired_at_budgets(samples: Sequence[Sample], config: EvaluationConfig) -> l
     """The same at every budget."""
     pairs = []
     for policy in _policies(config) if config.budgets else ():
-        for a, b in dict.fromkeys((a, b) for _, a, b in _mode_pairs(samples)):
-            for d in budget_differences(samples, config.budgets, policy, b, a, max_tokens=config.max_tokens):
-                pairs.append(_difference(d.task, a, b, d.difference, d.budget, policy))
+        complete = _complete(samples, config, policy)
+        for task, a, b in _mode_pairs(samples):
+            budgets = [x for x in complete.get((task, a), ()) if x in complete.get((task, b), ())]
+            own = [s for s in samples if s.task == task and s.mode in (a, b)]
+            if budgets:
+                found = budget_differences(own, budgets, policy, b, a, max_tokens=config.max_tokens)
+                pairs += [_difference(task, a, b, d.difference, d.budget, policy) for d in found]
     return pairs
 
 

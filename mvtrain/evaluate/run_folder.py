@@ -6,9 +6,11 @@ moment goes on where it was, on any number of ranks.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,28 @@ class RunFolder:
         self.path = Path(folder)
         self._own = self.path / (SAMPLES_NAME if world_size == 1 else f"samples-{rank:04d}.jsonl")
         self._file: Any = None
+        self._lock: FolderLock | None = None
+
+    def lock(self) -> None:
+        """Keep other evaluations out until `unlock`, or the end of the process.
+
+        Raises ValueError where another one works here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.path)
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
 
     # Before and after
 
@@ -38,7 +62,14 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file; give a folder for the evaluation")
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        try:
+            self._take_up(identity, overwrite)
+        except BaseException:
+            self.unlock()
+            raise
+
+    def _take_up(self, identity: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
             for file in (*self._sample_files(), self.path / HEADER_NAME):
                 file.unlink(missing_ok=True)
@@ -51,7 +82,10 @@ class RunFolder:
         if not header and self._sample_files():
             raise ValueError(f"{self.path} has samples but no {HEADER_NAME}; give another --out, or --overwrite")
         before = header.get("identity", identity)
-        names = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
+        keys = before.keys() | identity.keys()
+        if "answer_tokens" not in before or "answer_tokens" not in identity:
+            keys -= {"answer_tokens"}  # of forced answers only, and one of the two has none
+        names = sorted(k for k in keys if before.get(k) != identity.get(k))
         if names:
             changes = "; ".join(f"{k} was {before.get(k)!r} and is {identity.get(k)!r}" for k in names)
             raise ValueError(f"{self.path} holds another evaluation: {changes}; give another --out, or --overwrite")
@@ -73,10 +107,13 @@ class RunFolder:
     # Samples
 
     def samples(self, with_tokens: bool = True) -> Iterator[Sample]:
-        """Of all ranks, so far."""
-        for file in self._sample_files():
+        """Of all ranks, so far, each key once: a run that was killed while it merged has some in two files."""
+        seen = set()
+        for file in reversed(self._sample_files()):
             for sample in read_samples(file):
-                yield sample if with_tokens else replace(sample, tokens=None)
+                if sample.key not in seen:
+                    seen.add(sample.key)
+                    yield sample if with_tokens else replace(sample, tokens=None)
 
     def add(self, sample: Sample) -> None:
         """Append to this rank's file; flushed, so that a killed run has it."""
@@ -123,6 +160,38 @@ def open_run(folder: str | Path) -> RunFolder:
     if not (run.path / HEADER_NAME).is_file() or not run._sample_files():
         raise ValueError(f"{folder} is no evaluation: expected a folder with {HEADER_NAME} and {SAMPLES_NAME}")
     return run
+
+
+class FolderLock:
+    """One process at a time in a folder; the system gives it up when the process ends.
+
+    Raises ValueError where another one has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / ".lock"
+        while True:
+            self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(self._descriptor)
+                raise ValueError(
+                    f"{folder}: another evaluation works here; wait for it, or give another --out"
+                ) from None
+            if self._is_current():
+                return
+            os.close(self._descriptor)  # its holder has removed it meanwhile
+
+    def _is_current(self) -> bool:
+        try:
+            return os.stat(self.file).st_ino == os.fstat(self._descriptor).st_ino
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        self.file.unlink(missing_ok=True)
+        os.close(self._descriptor)
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -227,6 +227,8 @@ def _text(fields: Mapping[str, Any], column: str) -> str:
         raise ValueError(f"the field `{column}` is {fields[column]!r:.60}; expected text or a number")
     if not text:
         raise ValueError(f"the field `{column}` is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"the field `{column}` holds half of a surrogate pair, which is no text")
     return text
 
 

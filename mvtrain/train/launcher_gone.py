@@ -14,8 +14,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from mvtrain.launchers import is_first_rank
 from mvtrain.train import alive
-from mvtrain.train.launchers import is_first_rank
 
 PROGRAMS = {"deepspeed", "ds", "torchrun", "accelerate"}
 MODULES = {"deepspeed.launcher.runner", "deepspeed.launcher.launch", "torch.distributed.run"}

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch.distributed import DistError, TCPStore
 
-from mvtrain.train.launchers import Launch, LaunchError
+from mvtrain.launchers import Launch, LaunchError
 
 PATIENCE = 300.0
 """Seconds until a rank that waits for others gives up."""

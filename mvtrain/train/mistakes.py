@@ -16,8 +16,8 @@ import threading
 import time
 from contextlib import suppress
 
+from mvtrain.launchers import Launch, is_first_rank, is_slurm_step, read_launch
 from mvtrain.provenance import without_secrets
-from mvtrain.train.launchers import Launch, is_first_rank, is_slurm_step, read_launch
 
 PATIENCE = 5.0
 """Seconds that the first rank answers, and that others ask: launchers start the ranks within this time."""

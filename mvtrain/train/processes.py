@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from mvtrain.launchers import Launch, LaunchError, read_launch
 from mvtrain.train.batching import Batching
-from mvtrain.train.launchers import Launch, LaunchError, read_launch
 from mvtrain.train.meeting import PATIENCE, met
 
 

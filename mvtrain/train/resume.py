@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mvtrain.train import launchers
+from mvtrain import launchers
 from mvtrain.train.checkpoint import checkpoints_folder, complete_checkpoints, damaged_checkpoints, step_of
 from mvtrain.train.checkpoint_files import STATE_NAME, damage, read_state
 from mvtrain.train.config import ConfigError, TrainConfig

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 import traceback
 
+from mvtrain.launchers import LaunchError
 from mvtrain.provenance import without_secrets
 from mvtrain.train.bad_steps import TooManyBadSteps
 from mvtrain.train.checkpoint import SaveError
 from mvtrain.train.config import ConfigError, TrainConfig
 from mvtrain.train.evaluations import Evaluate
 from mvtrain.train.export import ExportError
-from mvtrain.train.launchers import LaunchError
 from mvtrain.train.mistakes import complain
 from mvtrain.train.ownership import InUse
 from mvtrain.train.processes import end_process

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from mvtrain.train.launchers import LaunchError
+from mvtrain.launchers import LaunchError
 from mvtrain.train.meeting import show_ranks
 from mvtrain.train.processes import Ranks
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mvtrain.launchers import LaunchError
 from mvtrain.provenance import without_secrets
 from mvtrain.train import resume
 from mvtrain.train.bad_steps import BadSteps
@@ -32,7 +33,6 @@ from mvtrain.train.evaluations import Evaluate, Evaluations
 from mvtrain.train.export import ExportError, export_model
 from mvtrain.train.header import HEADER_NAME, run_header
 from mvtrain.train.identity import identity
-from mvtrain.train.launchers import LaunchError
 from mvtrain.train.loading import BatchesAhead, heads_of
 from mvtrain.train.model import check_model
 from mvtrain.train.ownership import InUse, Ownership, check_owned

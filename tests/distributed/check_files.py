@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from mvtrain.train.launchers import LaunchError
+from mvtrain.launchers import LaunchError
 from mvtrain.train.processes import Ranks, end_process
 from mvtrain.train.shared_folder import check_same_on_all_ranks, check_shared_folder
 

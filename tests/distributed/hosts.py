@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvtrain.train.launchers import VARIABLES
+from mvtrain.launchers import VARIABLES
 from tests.distributed.runs import ROOT
 
 NETWORK = "10.213.7"

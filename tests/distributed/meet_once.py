@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from mvtrain.train.launchers import Launch, LaunchError
+from mvtrain.launchers import Launch, LaunchError
 from mvtrain.train.meeting import meet
 
 

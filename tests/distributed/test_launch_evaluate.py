@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +55,27 @@ def without_times(folder) -> list[dict]:
     for row in rows:
         del row["tokens"]["passes"], row["tokens"]["logprobs"]
     return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in rows]
+
+
+def test_tasks_of_a_slurm_step_share_the_problems(checkpoint, problems, tmp_path):
+    """`srun` sets no RANK: without its own variables read, each task would answer everything into the same folder."""
+    flags = ["--task", problems, "--max-tokens", "4", "--dtype", "fp32", "--no-report", "--json", "--no-verify"]
+    script = str(Path(__file__).parents[2] / "launch" / "evaluate.py")
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, script, checkpoint, *flags, "--out", str(tmp_path)],
+            env=os.environ | slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (task.communicate(timeout=120)[0] for task in tasks)
+    assert [task.returncode for task in tasks] == [0, 0]
+    results = json.loads(first.splitlines()[-1])
+    assert (results["ranks"], results["groups"][0]["num_samples"], second) == (2, 5, "")
 
 
 def test_a_mistake_ends_both_ranks_without_a_traceback(checkpoint):

@@ -98,8 +98,8 @@ def _figure(draw: Callable[[Any], None], name: str, title: str, caption: str, wi
 def _accuracy_by_budget(results: Mapping[str, Any]) -> Plot:
     name, title = "budget", "Accuracy by budget of the critical path"
     caption = (
-        "Share of right answers if the critical path, which takes the time, may have so many tokens: where longer"
-        " answers are wrong, and where they are forced at the budget. Bands: 95% intervals."
+        "Share of right answers against the critical path that was used, which takes the time, a mark for each budget:"
+        " where longer answers are wrong, and where they are forced at the budget. Bands: 95% intervals."
     )
     curves = [curve for curve in results.get("budgets") or [] if curve.get("points")]
     if not curves:
@@ -116,8 +116,8 @@ def _accuracy_by_budget(results: Mapping[str, Any]) -> Plot:
                     label = str(curve.get("mode")) + (f", {curve.get('policy')}" if len(policies) > 1 else "")
                     _draw_curve(axes, curve, dashes, label)
             axes.set_title(task)
-            axes.set_xlabel("critical-path tokens")
-            _budget_axis(axes, [p["budget"] for curve in curves for p in curve["points"] if p.get("budget")])
+            axes.set_xlabel("critical-path tokens, mean of what was used")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         panels[0].set_ylabel("right answers (%)")
         panels[0].set_ylim(bottom=0)
         panels[0].legend(loc="best")
@@ -125,21 +125,16 @@ def _accuracy_by_budget(results: Mapping[str, Any]) -> Plot:
     return _figure(draw, name, title, caption, _HALF if len(tasks) == 1 else _WHOLE)
 
 
-def _budget_axis(axes: Any, budgets: list[int]) -> None:
-    """Budgets that go over several doublings stand equally far apart, each with its number."""
-    if budgets and max(budgets) >= 6 * min(budgets):
-        axes.set_xscale("log")
-        axes.set_xticks(sorted(set(budgets)))
-        axes.minorticks_off()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-
-
 def _draw_curve(axes: Any, curve: Mapping[str, Any], dashes: str, label: str) -> None:
     points = sorted(
-        ((p["budget"], as_figure(p.get("accuracy"))) for p in curve["points"] if p.get("budget") is not None),
+        (
+            (p["critical_path"], as_figure(p.get("accuracy")))
+            for p in curve["points"]
+            if p.get("critical_path") is not None
+        ),
         key=lambda point: point[0],
     )
-    points = [(budget, figure) for budget, figure in points if figure.value is not None]
+    points = [(used, figure) for used, figure in points if figure.value is not None]
     colour = _colour(str(curve.get("mode")))
     axes.plot([b for b, _ in points], [100 * f.value for _, f in points], dashes, marker="o", color=colour, label=label)
     banded = [(b, f) for b, f in points if f.low is not None and f.high is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 FEW_PROBLEMS = 100
@@ -199,15 +199,19 @@ def _warning(task: str, number: int, widths: list[float]) -> str:
 def describe_difference(pair: Mapping[str, Any]) -> tuple[str, Figure, str, str]:
     """Of a paired difference: what is compared, the difference in points, its p-value, and which side is ahead.
 
-    The last is the name of the mode that is ahead where the interval leaves out zero, else empty.
+    The last is the name of the mode that is ahead where the interval leaves out zero and p < 0.05, else empty. Where
+    all problems differ alike the bootstrap gives no width; that is no certainty, and no interval is shown.
     """
     figure = as_figure(pair.get("difference"), "points")
+    if figure.low is not None and figure.low == figure.high:
+        figure = replace(figure, low=None, high=None)
+    p_value = _finite(pair.get("p_value"))
     cut = "cut answers forced" if pair.get("policy") == "forced" else "cut answers wrong"
     where = "" if pair.get("budget") is None else f", at {pair['budget']:,} tokens ({cut})"
     ahead = ""
-    if figure.low is not None and figure.high is not None and (figure.low > 0 or figure.high < 0):
-        ahead = str(pair.get("a") if figure.low > 0 else pair.get("b"))
-    p_value = _finite(pair.get("p_value"))
+    clear = figure.low is None or figure.high is None or figure.low > 0 or figure.high < 0
+    if clear and figure.value and p_value is not None and p_value < 0.05:
+        ahead = str(pair.get("a") if figure.value > 0 else pair.get("b"))
     p_text = NOTHING if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return f"{pair.get('task')}: {pair.get('a')} minus {pair.get('b')}{where}", figure, p_text, ahead
 

@@ -15,7 +15,7 @@ PORTS_OF_JOBS = range(20_000, 60_000)
 
 HOW_TO_LAUNCH = (
     "start with `deepspeed launch/sft.py RECIPE`, `torchrun --nproc_per_node N launch/sft.py RECIPE` or, "
-    "in a Slurm job, `srun python launch/sft.py RECIPE`"
+    "in a Slurm job, `srun python launch/sft.py RECIPE` (the same with launch/evaluate.py CHECKPOINT)"
 )
 
 

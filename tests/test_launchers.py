@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mvtrain.train.launchers import first_host, is_first_rank, read_launch
+from mvtrain.launchers import first_host, is_first_rank, read_launch
 from mvtrain.train.meeting import show_ranks
 from mvtrain.train.processes import Ranks
 
