@@ -204,7 +204,7 @@ HOSTILE = [
     (r"\int_0^1 x\,dx", r"\frac12", None),
     (r"\lim_{x\to0}\frac{\sin x}{x}", "1", None),
     ("%", "5", None),
-    ("", "5", None),
+    ("", "5", False),
     (r"\undefinedmacro{3}{4}", "5", None),
 ]
 GROUPS = {name: cases for name, cases in globals().copy().items() if isinstance(cases, list) and name.isupper()}

@@ -487,6 +487,18 @@ def test_a_question_that_is_too_long_is_named(checkpoint, tmp_path, capsys):
     assert not (tmp_path / "run").exists(), "nothing was begun"
 
 
+def test_sides_of_a_comparison_have_names_of_their_own(checkpoint, problems, tmp_path, capsys):
+    for name in ("a/run", "b/run"):
+        flags = ["--task", problems, "--max-tokens", "6", "--no-report", "--no-verify"]
+        assert main(["evaluate", checkpoint, *flags, "--out", str(tmp_path / name)]) == 0
+    a, b = str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")
+    capsys.readouterr()
+    assert main(["evaluate", "compare", a, b]) == 0
+    assert f"{a} (parallel)" in (out := capsys.readouterr().out) and f"{b} (parallel)" in out
+    assert main(["evaluate", "compare", a, f"{b}:paralel"]) == 2
+    assert "no mode is called 'paralel'; choose one of parallel" in capsys.readouterr().err
+
+
 def test_folders_that_are_no_evaluation(tmp_path, capsys):
     for command in (["report"], ["regrade"], ["compare", str(tmp_path)]):
         assert main(["evaluate", *command, str(tmp_path)]) == 2

@@ -98,6 +98,7 @@ def test_the_cases_would_catch_a_grader_that_knows_one_word():
         (r"first \boxed{1} then \boxed{2", None),
         (r"\boxed{2 + \boxed{3}}", "2 + {3}"),
         (r"\boxed{4} and \boxed{}", "4"),
+        (r"Answer: $\boxed{ }$", None),
         (r"so \boxed 52, as said", "52"),
         (r"so \boxed 52", None),
         ("<Think> a </Think> The answer is $x$.", "x"),

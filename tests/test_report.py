@@ -172,6 +172,30 @@ def test_plots_stay_small_with_very_many_samples():
     assert "style=" not in "".join(plot.svg for plot in drawn.values()), "the page's policy allows no style attributes"
 
 
+def test_the_curve_of_budgets_lies_where_its_figures_say():
+    """Used tokens to the right and right answers upwards, in proportion: the page turns y around."""
+    used, right = (90, 190, 340), (0.2, 0.5, 0.9)
+    points = [
+        {"budget": 100 * k, "critical_path": x, "accuracy": {"value": y, "low": y - 0.05, "high": y + 0.05}}
+        for k, (x, y) in enumerate(zip(used, right, strict=True), 1)
+    ]
+    curve = {"task": "sums", "mode": "parallel", "policy": "wrong", "points": points}
+    svg = draw_plots({"budgets": [curve]}, make_run(2, 40)[1])[0].svg
+    drawn = [re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path) for path in re.findall(r'<path d="([^"]*)"', svg)]
+    lines = [[(float(x), float(y)) for x, y in line] for line in drawn if len(line) == 3]
+    assert sum(is_the_curve(line, used, right) for line in lines) == 1
+    assert not any(is_the_curve(line, used, (0.2, 0.6, 0.9)) for line in lines), "another curve is not found"
+
+
+def is_the_curve(line: list[tuple[float, float]], used: tuple, right: tuple) -> bool:
+    (x0, y0), (x1, y1), (x2, y2) = line
+    if x2 <= x0 or y2 >= y0:
+        return False
+    across = (x1 - x0) / (x2 - x0) - (used[1] - used[0]) / (used[2] - used[0])
+    up = (y1 - y0) / (y2 - y0) - (right[1] - right[0]) / (right[2] - right[0])
+    return abs(across) < 1e-3 and abs(up) < 1e-3
+
+
 def test_medians_of_latency_by_hand():
     ones, others = [1.0] * 5, [1.1] * 8 + [2.0] * 8
     x, y = _binned_medians(

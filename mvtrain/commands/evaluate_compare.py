@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from mvtrain.evaluate.grading import same_answer
 
     (label_a, a), (label_b, b) = _read(args.a), _read(args.b)
+    if label_a == label_b:
+        label_a, label_b = args.a, args.b
     comparisons = compare(a, b, same_answer)
     if args.json:
         print(json.dumps({"a": args.a, "b": args.b, "comparisons": [asdict(c) for c in comparisons]}))
@@ -41,6 +43,8 @@ def _read(name: str) -> tuple[str, list[Sample]]:
     from mvtrain.evaluate.run_folder import open_run
 
     folder, colon, mode = name.rpartition(":")
+    if colon and mode not in MODES and not Path(name).exists() and Path(folder).is_dir():
+        raise ValueError(f"{name}: no mode is called {mode!r}; choose one of {', '.join(MODES)}")
     if not (colon and mode in MODES):
         folder, mode = name, ""
     samples = [s for s in open_run(folder).samples(with_tokens=False) if not mode or s.mode == mode]

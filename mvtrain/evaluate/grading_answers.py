@@ -16,6 +16,7 @@ MOST_WORDS = 8
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{")
+_EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{\s{0,99}\}")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ ]{1,3}([+-]?\w{1,30}(?:\.\d{1,30})?)(?=[\s$,;.)\\])")
 _BLOCK = re.compile(r"<(/?)Parallel>")
 _THINK_END = re.compile(r"</[Tt]hink>")
@@ -122,4 +123,4 @@ def _line_of(match: re.Match) -> str | None:
     """The answer that a line gives, up to the end of its sentence; None for a sentence about the answer."""
     line = undress(_NEXT_SENTENCE.split(match["text"], maxsplit=1)[0])
     is_sentence = (match.groupdict().get("verb") or "").strip().casefold() == "is" and len(line.split()) > MOST_WORDS
-    return None if is_sentence or not line.strip(" *_$.#") else line
+    return None if is_sentence or not _EMPTY_BOX.sub("", line).strip(" *_$.#") else line

@@ -38,6 +38,7 @@ class MultiverseLM(LM):
     max_tokens: limit on the critical path; the tasks' own limits are meant for answers without reasoning.
     temperature, top_p, seed: of tasks that do not give their own temperature. Equal requests get seeds that count up,
         so that repeats differ.
+    device: a GPU where there is one, unless given.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class MultiverseLM(LM):
         seed: int = 0,
         batch_size: int = 32,
         dtype: str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         loaded = isinstance(checkpoint, Engine)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.engine = checkpoint if loaded else Engine.from_pretrained(checkpoint, dtype, device, None, batch_size)
         self.mode: Mode = mode
         self.params = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
