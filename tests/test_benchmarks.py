@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import attention, collation, engine, measure, train_step
+from benchmarks import attention, collation, engine, forced_reruns, measure, train_step
 from benchmarks.layouts import SHAPES, synthetic, without_blocks
+from tests.samples import make_sample
 
 CPU = torch.device("cpu")
 ENGINE = ["--model", "tiny", "--batches", "1", "3", "--parallel-batches", "1", "2", "--paths", "1", "3", "--turns", "2"]
@@ -91,3 +92,22 @@ def test_both_forms_of_the_engine_write_the_same_number_of_tokens(monkeypatch):
     assert sequential.num_tokens == 2 * 240 - 2 and sequential.parallelism == 1
     assert abs(parallel.num_tokens - sequential.num_tokens) < 2 * 60, "and a few tags"
     assert 2.5 < parallel.parallelism < 4 and parallel.critical_path < 110
+
+
+def test_reruns_differ_only_by_what_was_sampled_within_the_budget():
+    def run(words: list[str], sampled: list[bool], budget: int | None = None):
+        ends = [sum(map(len, words[: i + 1])) for i in range(len(words))]
+        tokens = {
+            "num_prompt": 5, "ends": ends, "positions": [5 + i for i in range(len(words))],
+            "token_branches": [0] * len(words), "branches": [{"lineage": []}],
+            "logprobs": [-1.0 if s else None for s in sampled],
+        }  # fmt: skip
+        return make_sample(response="".join(words), tokens=tokens, budget=budget)
+
+    whole = run(list("abcdef"), [True] * 6)
+    same = run(["a", "b", "c", "Answer: "], [True, True, True, False], 3)
+    other = run(["a", "x", "c", "Answer: "], [True, True, True, False], 3)
+    assert not forced_reruns.differs_before(same, whole, 3) and forced_reruns.differs_before(other, whole, 3)
+    assert not forced_reruns.differs_before(run(list("abcxyz"), [True] * 6, 3), whole, 3), (
+        "what follows is another text"
+    )

@@ -18,7 +18,8 @@ from mvtrain.evaluate.evaluation import Evaluation
 from mvtrain.evaluate.generation import gradable_text
 from mvtrain.evaluate.records import Problem, Sample, read_samples, sample_line
 from mvtrain.evaluate.results import make_results
-from mvtrain.evaluate.run_folder import FolderLock, RunFolder, cut_off_tail
+from mvtrain.evaluate.run_folder import RunFolder, cut_off_tail
+from mvtrain.folders import FolderLock
 from mvtrain.grammar import parse
 from tests.samples import make_sample as sample
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -236,7 +237,7 @@ def test_one_evaluation_at_a_time_in_a_folder(checkpoint, tmp_path):
         Evaluation(engine, checkpoint, some_tasks(), config, str(tmp_path / "out"), show=False)
     assert main(["evaluate", "report", str(tmp_path / "out")]) == 2
     with pytest.raises(ValueError, match="another evaluation works here"):
-        FolderLock(tmp_path / "out")
+        FolderLock(tmp_path / "out", "evaluation")
     first.close()
     assert not (tmp_path / "out" / ".lock").exists()
     second = evaluation(checkpoint, tmp_path / "out")

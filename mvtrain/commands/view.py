@@ -239,7 +239,7 @@ def _page(name: str, listing: _Listing, notes: list[str]) -> str:
 
 
 def _write(out: Path, page: str) -> None:
-    from mvtrain.evaluate.run_folder import write_whole
+    from mvtrain.folders import write_whole
 
     write_whole(out, page)
 

@@ -91,7 +91,7 @@ def read_records(
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(TRAJECTORY_COLUMNS)}")
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}; choose one of {', '.join(STYLES)}")
-    rows = _rows(source)
+    rows = read_fields(source)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{source} has no rows")
@@ -108,8 +108,8 @@ def read_records(
             yield error
 
 
-def _rows(source: str | Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
-    """(label of the row, its fields or why there are none) for every row."""
+def read_fields(source: str | Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
+    """(label of the row, its fields or why there are none) for every row of a file or a data set of the hub."""
     if Path(source).suffix.lower() in _FILE_SUFFIXES or Path(source).is_file():
         from mvtrain.data.trace_files import read_rows
 

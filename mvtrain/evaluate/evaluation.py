@@ -16,7 +16,8 @@ from mvtrain.evaluate.progress import progress_of
 from mvtrain.evaluate.ranks import EvaluationRanks
 from mvtrain.evaluate.records import Mode, Problem, Sample
 from mvtrain.evaluate.results import make_results
-from mvtrain.evaluate.run_folder import RESULTS_NAME, RunFolder, write_whole
+from mvtrain.evaluate.run_folder import RESULTS_NAME, RunFolder
+from mvtrain.folders import write_whole
 
 if TYPE_CHECKING:
     from mvtrain.engine import Engine

@@ -6,7 +6,6 @@ moment goes on where it was, on any number of ranks.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mvtrain.evaluate.records import Sample, read_samples, sample_line
+from mvtrain.folders import FolderLock, write_whole
 
 HEADER_NAME = "run.json"
 SAMPLES_NAME = "samples.jsonl"
@@ -37,7 +37,7 @@ class RunFolder:
         Raises ValueError where another one works here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self.path)
+        self._lock = FolderLock(self.path, "evaluation")
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -160,48 +160,6 @@ def open_run(folder: str | Path) -> RunFolder:
     if not (run.path / HEADER_NAME).is_file() or not run._sample_files():
         raise ValueError(f"{folder} is no evaluation: expected a folder with {HEADER_NAME} and {SAMPLES_NAME}")
     return run
-
-
-class FolderLock:
-    """One process at a time in a folder; the system gives it up when the process ends.
-
-    Raises ValueError where another one has it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / ".lock"
-        while True:
-            self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self._descriptor)
-                raise ValueError(
-                    f"{folder}: another evaluation works here; wait for it, or give another --out"
-                ) from None
-            if self._is_current():
-                return
-            os.close(self._descriptor)  # its holder has removed it meanwhile
-
-    def _is_current(self) -> bool:
-        try:
-            return os.stat(self.file).st_ino == os.fstat(self._descriptor).st_ino
-        except FileNotFoundError:
-            return False
-
-    def release(self) -> None:
-        self.file.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """The whole text under this name, or what was there before."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def cut_off_tail(file: Path) -> None:

@@ -29,7 +29,7 @@ def write_report(
     """
     from mvtrain.evaluate.report.html import render_html
     from mvtrain.evaluate.report.markdown import render_markdown
-    from mvtrain.evaluate.run_folder import write_whole
+    from mvtrain.folders import write_whole
 
     html, markdown = Path(folder) / "report.html", Path(folder) / "report.md"
     write_whole(html, render_html(header, results, samples, max_bytes))
