@@ -12,6 +12,7 @@ from mvtrain import __version__
 COMMANDS = {
     "convert": "turn an autoregressive checkpoint into one that knows the tags",
     "check": "check trace files and print their statistics",
+    "curate": "turn sequential chains of thought into traces, through any OpenAI-compatible endpoint",
     "prepare": "write training and evaluation data",
     "plan": "say whether a training run fits into memory, and how long it takes",
     "generate": "answer prompts in parallel and show the tree",
@@ -21,7 +22,7 @@ COMMANDS = {
 }
 """Command -> one line for `mvtrain --help`. `mvtrain/commands/NAME.py` has `add_arguments(parser)` and `run(args)`."""
 
-SUBCOMMANDS = ("evaluate compare", "evaluate regrade", "evaluate report", "evaluate overlap")
+SUBCOMMANDS = ("evaluate compare", "evaluate regrade", "evaluate report", "evaluate overlap", "prepare synthetic")
 """Two words that are a command of their own, in `mvtrain/commands/NAME_SUBNAME.py`."""
 
 

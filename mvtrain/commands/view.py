@@ -21,6 +21,8 @@ GENERATOR = '<meta name="generator" content="mvtrain view">'
 LIMIT = 200
 _QUESTIONS = ("question", "problem", "prompt")
 _REFERENCES = ("answer", "reference", "solution")
+_BEFORE = "deepseek_thinking_trajectory"
+"""The column with the sequential chain that a trace was made of."""
 _LISTED = 160
 """Characters of a question in the list of rows."""
 _TITLE = 80
@@ -55,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.limit < 1:
         raise ValueError(f"--limit {args.limit}: expected at least 1")
     out = _output(args.file, args.out)
-    listing = _collect(args)
-    notes = _notes(args, listing)
-    _write(out, _page(Path(args.file).name, listing, notes))
+    listing, notes = _write_page(args, out)
     for fault in listing.faults:
         print(fault, file=sys.stderr)
     print(f"{out}: {len(listing.entries)} row{'s' if len(listing.entries) != 1 else ''}")
@@ -66,6 +66,21 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_open:
         _open(out)
     return 0
+
+
+def write_page(file: Path, out: Path, column: str, limit: int) -> None:
+    """The page of a file's first rows, for other commands."""
+    options = {"row": None, "tokenizer": None, "scheme": "isolated"}
+    _write_page(argparse.Namespace(file=str(file), column=column, limit=limit, **options), out)
+
+
+def _write_page(args: argparse.Namespace, out: Path) -> tuple[_Listing, list[str]]:
+    from mvtrain.folders import write_whole
+
+    listing = _collect(args)
+    notes = _notes(args, listing)
+    write_whole(out, _page(Path(args.file).name, listing, notes))
+    return listing, notes
 
 
 def _output(file: str, out: str | None) -> Path:
@@ -166,7 +181,9 @@ def _record(row: Row, column: str | None, tokenizer: Any, scheme: Any) -> dict[s
     start, end = trace_span(value)
     references = {name: fields[name] for name in _REFERENCES if isinstance(fields.get(name), (str, int, float))}
     figures = {name: value for name, value in references.items() if len(str(value)) <= 80}
-    return record_of_text(title, _question(fields), value[start:end], tokenizer, scheme, figures)
+    record = record_of_text(title, _question(fields), value[start:end], tokenizer, scheme, figures)
+    before = fields.get(_BEFORE) if column != _BEFORE else None
+    return record | ({"before": before} if isinstance(before, str) else {})
 
 
 def _title(row: Row) -> str:
@@ -236,12 +253,6 @@ def _page(name: str, listing: _Listing, notes: list[str]) -> str:
         single=len(listing.entries) == 1,
         data=Markup(embed_json({"rows": listing.entries})),
     )
-
-
-def _write(out: Path, page: str) -> None:
-    from mvtrain.folders import write_whole
-
-    write_whole(out, page)
 
 
 def _open(out: Path) -> None:

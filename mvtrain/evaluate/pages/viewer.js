@@ -72,6 +72,11 @@ const mvViewer = (() => {
         question.append(make("div", "mv-question-text", String(this.record.question)));
         header.append(question);
       }
+      if (this.record.before) {
+        const before = make("details", "mv-question", make("summary", "", "Before: the sequential chain"));
+        before.append(make("div", "mv-question-text", String(this.record.before)));
+        header.append(before);
+      }
       const chips = make("div", "mv-chips");
       for (const [name, value] of Object.entries(this.record.figures ?? {})) {
         const chip = make("span", "mv-chip", make("span", "mv-chip-name", name.replaceAll("_", " ")), shown(value));

@@ -126,14 +126,10 @@ def _accuracy_by_budget(results: Mapping[str, Any]) -> Plot:
 
 
 def _draw_curve(axes: Any, curve: Mapping[str, Any], dashes: str, label: str) -> None:
-    points = sorted(
-        (
-            (p["critical_path"], as_figure(p.get("accuracy")))
-            for p in curve["points"]
-            if p.get("critical_path") is not None
-        ),
-        key=lambda point: point[0],
-    )
+    by_budget = sorted(curve["points"], key=lambda point: point.get("budget") or 0)
+    points = [
+        (p["critical_path"], as_figure(p.get("accuracy"))) for p in by_budget if p.get("critical_path") is not None
+    ]
     points = [(used, figure) for used, figure in points if figure.value is not None]
     colour = _colour(str(curve.get("mode")))
     axes.plot([b for b, _ in points], [100 * f.value for _, f in points], dashes, marker="o", color=colour, label=label)

@@ -1,0 +1,1 @@
+"""The curator: sequential chains of thought become training traces."""

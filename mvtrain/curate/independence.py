@@ -1,0 +1,91 @@
+"""Whether a path stands alone: it speaks of no sibling, and uses no result of one. Standard library only.
+
+Rules find what a rewriting is meant to remove and what shows that a grouping was wrong; they cannot prove independence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from mvtrain.curate.records import Complaint
+
+_KINDS = r"path|branch|case|sub-?task|sub-?problem|part|approach|method|candidate|option|attempt|step|section"
+_ORDER = r"previous|preceding|earlier|other|another|first|second|third|last|next|following|former|latter|prior|above"
+_ANYWHERE = re.compile(
+    rf"\b(?:as|like|from|by|in|of|to|than|unlike|with)\s+(?:\w+\s+){{0,3}}the\s+(?:{_ORDER})\s+(?:{_KINDS})s?\b"
+    rf"|\bthe\s+(?:previous|preceding|other|earlier|prior)\s+(?:{_KINDS})s?\b"
+    r"|\b(?:as|like)\s+(?:we\s+\w+\s+)?(?:before|above|previously|earlier)\b"
+    r"|\b(?:see|shown|found|computed|derived|noted)\s+(?:above|before|earlier|previously)\b",
+    re.IGNORECASE,
+)
+_IN_THE_FIRST_SENTENCE = re.compile(
+    r"\b(?:similarly|likewise|analogously|in the same way|by the same (?:argument|reasoning|method|token)"
+    r"|in contrast|by contrast|the latter|the former|same (?:as|here|thing))\b"
+    r"|\A\W*(?:next|also|again|otherwise|this time|alternatively|on the other hand|instead)\b(?=,|\s)(?!\s+\w+\s+is\b)",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:/\d+)?(?![\w]|\.\d)")
+_OPENING = r"\s*[\\({\[$]*\s*(?:\w+\{)?-?\Z"
+_BEHIND_A_SIGN = re.compile(rf"(?:=|\\approx|≈|\\to|→|\\implies|⇒|:){_OPENING}")
+_BEHIND_A_WORD = re.compile(
+    rf"\b(?:is|are|gives?|yields?|equals?|makes?|gets?|obtain|becomes?|find|have|total){_OPENING}", re.IGNORECASE
+)
+_OPERATOR = re.compile(r"\s*(?:[-+*/×·^]|\\cdot|\\times|times\b|plus\b|minus\b)")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def references(text: str, label: str, siblings: Sequence[str]) -> Iterator[Complaint]:
+    """Words of a path that point out of it: at a sibling by its label or order, or back to what is not in it.
+
+    Args:
+        label: the path's own; siblings: those of the others in its block.
+    """
+    for match in _ANYWHERE.finditer(text):
+        yield Complaint("reference", f"it points at another path or at what is not in it: {match.group()!r}")
+    start = _SENTENCE.split(text.strip(), maxsplit=1)[0]
+    for match in _IN_THE_FIRST_SENTENCE.finditer(start):
+        yield Complaint("reference", f"its first sentence goes on from something that is not in it: {match.group()!r}")
+    for sibling in siblings:
+        number = re.escape(sibling.rpartition(".")[2])
+        named = re.search(
+            rf"\b(?:path|branch|subtask|outline)\s+(?:{re.escape(sibling)}|{number})\b", text, re.IGNORECASE
+        )
+        if named and sibling != label:
+            yield Complaint("reference", f"it speaks of path {sibling}: {named.group()!r}")
+
+
+def used_results(text: str, known: str, siblings: Sequence[tuple[str, str]]) -> Iterator[Complaint]:
+    """Results of siblings that a path uses without having come to them itself.
+
+    A result is a number of two digits or more, or with a fraction, in a sibling's last sentence with a number. The path
+    uses it if it is not known, and where it first appears is not what something else comes to.
+
+    Args:
+        known: what the path may use: the question, the text before the block, its outline.
+        siblings: (label, text) of the other paths.
+    """
+    own = {}
+    for match in _NUMBER.finditer(text):
+        own.setdefault(match.group(), match.start())
+    given = set(_NUMBER.findall(known))
+    for label, other in siblings:
+        for number in _results(other):
+            place = own.get(number)
+            if place is not None and number not in given and not _is_derived(text, place, place + len(number)):
+                shown = " ".join(text[max(0, place - 30) : place + 30].split())
+                yield Complaint("dependent", f"it uses {number}, the result of path {label}: '{shown}'")
+
+
+def _is_derived(text: str, start: int, end: int) -> bool:
+    """Whether a number stands behind an equals sign or its like, or behind "is" or "gives" and is not calculated with."""
+    before = text[max(0, start - 40) : start]
+    return bool(_BEHIND_A_SIGN.search(before) or (_BEHIND_A_WORD.search(before) and not _OPERATOR.match(text, end)))
+
+
+def _results(text: str) -> list[str]:
+    for sentence in reversed(_SENTENCE.split(text.strip())):
+        numbers = _NUMBER.findall(sentence)
+        if numbers:
+            return [number for number in numbers if len(number) > 1]
+    return []

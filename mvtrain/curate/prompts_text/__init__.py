@@ -1,0 +1,1 @@
+"""The prompts of the curator, one file each; see `mvtrain.curate.prompts`."""

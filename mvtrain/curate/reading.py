@@ -1,0 +1,75 @@
+"""Reading what a model answered: text, or JSON with a known form."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mvtrain.curate.records import Complaint, Complaints
+
+Form = TypeVar("Form", bound=BaseModel)
+
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)
+_WRAPPED = re.compile(r"\A\s*```[\w-]*\n(.*)\n```\s*\Z", re.DOTALL)
+_COMMANDS = (
+    r"b(?:ar|ecause|egin|eta|f|ig|igl|inom|mod|oxed|ullet)|f(?:rac|orall)|n(?:abla|e|eq|i|mid|ot|otin|u)"
+    r"|r(?:angle|ceil|floor|ho|ight|m)|t(?:an|au|ext|extbf|frac|herefore|heta|ilde|imes|o|op|riangle)"
+)
+_BAD_ESCAPE = re.compile(rf'\\(?=[^"\\/bfnrtu]|u(?![0-9a-fA-F]{{4}})|(?:{_COMMANDS})(?![a-zA-Z]))')
+"""A backslash of LaTeX: before what JSON does not escape, or of a command that would become a tab or a new line."""
+_PAIR = re.compile(r"\\\\")
+
+
+def read_text(answer: Any) -> str:
+    """The answer's text, without what a reasoning model thought before it. Raises Complaints where there is none."""
+    if answer.finish_reason in ("content_filter", "refusal"):
+        raise Complaints.of("refused", "the answer was refused; the task is to describe or copy the text that is given")
+    if answer.finish_reason == "length":
+        raise Complaints.of("cut off", "the answer was cut off at the length limit; be shorter, and end it")
+    text = _THOUGHT.sub("", answer.text).strip()
+    if not text:
+        raise Complaints.of("empty", "the answer is empty")
+    return text
+
+
+def unwrapped(text: str) -> str:
+    """Plain text that a model put into a code fence."""
+    wrapped = _WRAPPED.match(text)
+    return (wrapped[1] if wrapped else text).strip()
+
+
+def read_json(text: str, form: type[Form]) -> Form:
+    """The one JSON object of an answer, alone or in a code fence or between words. Raises Complaints."""
+    fenced = _FENCE.findall(text)
+    candidate = fenced[-1] if fenced else text
+    start, end = candidate.find("{"), candidate.rfind("}")
+    if start < 0:
+        shown = " ".join(text.split())[:80]
+        raise Complaints.of("not JSON", f"expected one JSON object, found none; the answer begins: {shown}")
+    content = candidate[start : end + 1] if end > start else candidate[start:]
+    try:
+        value = json.loads(_with_latex_escaped(content), strict=False)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise Complaints.of("not JSON", f"the answer is not JSON: {error.msg} at {place}") from None
+    except RecursionError:
+        raise Complaints.of("not JSON", "the JSON nests too deep") from None
+    try:
+        return form.model_validate(value)
+    except ValidationError as error:
+        raise Complaints([_complaint(e) for e in error.errors()[:8]]) from None
+
+
+def _with_latex_escaped(content: str) -> str:
+    """Double the backslashes that JSON would refuse or take for control characters."""
+    pieces = _PAIR.split(content)
+    return r"\\".join(_BAD_ESCAPE.sub(r"\\\\", piece) for piece in pieces)
+
+
+def _complaint(error: Any) -> Complaint:
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    return Complaint("wrong form", f"{place or 'the object'}: {error['msg']}")

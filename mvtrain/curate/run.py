@@ -1,0 +1,70 @@
+"""Many records at a time, each from source to trace, until the input ends or something ends the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from mvtrain.curate.curator import Curator
+from mvtrain.curate.faults import EndpointRefuses, SpendReached
+from mvtrain.curate.journal import Journal
+from mvtrain.curate.records import Done, Source
+
+
+@dataclass
+class Ended:
+    """How a run ended. `reason` is empty where all of the input is through."""
+
+    num_sources: int = 0
+    """Rows of the input; those behind the place where the run ended are not counted."""
+    num_passed_over: int = 0
+    """Records that an earlier run had finished."""
+    reason: str = ""
+
+
+async def curate_all(
+    sources: Iterable[Source], curator: Curator, journal: Journal, at_once: int, on_done: Callable[[Done], None]
+) -> Ended:
+    """Work on `at_once` records at a time. Sources are taken as there is room for them, so memory stays flat.
+
+    The ceiling lets records that can still be finished finish; an endpoint that refuses ends all at once. Either is the
+    `reason`, and the journal has what is finished. Raises whatever else goes wrong, after all work has stopped.
+    """
+    ended = Ended()
+    todo = _unfinished(sources, journal, ended)
+
+    async def work() -> None:
+        for number, source in todo:
+            if ended.reason:
+                return
+            try:
+                done = await curator.curate(number, source)
+            except SpendReached as error:
+                ended.reason = ended.reason or str(error)
+                return
+            journal.add(done)
+            on_done(done)
+
+    workers = [asyncio.create_task(work()) for _ in range(at_once)]
+    try:
+        await asyncio.gather(*workers)
+    except EndpointRefuses as error:
+        ended.reason = str(error)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    if not ended.reason:
+        journal.forget_from(ended.num_sources)
+    return ended
+
+
+def _unfinished(sources: Iterable[Source], journal: Journal, ended: Ended) -> Iterator[tuple[int, Source]]:
+    """One iterator for all workers."""
+    for number, source in enumerate(sources):
+        ended.num_sources += 1
+        if journal.has(number, source.digest):
+            ended.num_passed_over += 1
+        else:
+            yield number, source

@@ -1,0 +1,318 @@
+"""The pieces of the curator: units, reading answers, groups, outline, independence, prompts, columns."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvtrain.curate.distance import distance
+from mvtrain.curate.independence import references, used_results
+from mvtrain.curate.prompts import PLACES, Prompts
+from mvtrain.curate.reading import read_json, read_text
+from mvtrain.curate.records import Complaints, Step
+from mvtrain.curate.sources import SourceColumns
+from mvtrain.curate.stages.groups import read_groups
+from mvtrain.curate.stages.refill import read_copy
+from mvtrain.curate.stages.rewriting import MapReduceForm, read_map_reduce, read_path
+from mvtrain.curate.stages.summary import read_steps
+from mvtrain.curate.units import numbered, split_units
+from mvtrain.evaluate.grading_answers import last_box
+
+# Units
+
+
+@given(st.text(alphabet="ab .!?\n$\\(:;", max_size=200), st.integers(1, 40))
+def test_units_joined_are_the_chain_and_none_is_blank(chain, longest):
+    units = split_units(chain, longest)
+    assert "".join(units) == chain
+    assert all(unit.strip() for unit in units) or not chain.strip()
+
+
+def test_units_by_hand():
+    assert split_units("One.\n\nTwo. Three.\n") == ("One.\n\n", "Two. Three.\n")
+    assert split_units("Two. Three is $a. b$ so. Four.", longest=10) == ("Two. ", "Three is $a. b$ so. ", "Four.")
+    assert split_units("\n\nOne") == ("\n\nOne",) and split_units("") == ()
+    assert numbered(("One.\n\n", "Two."), 4) == "[4] One.\n[5] Two."
+
+
+# Reading answers
+
+
+def reply(text: str, reason: str = "stop") -> SimpleNamespace:
+    return SimpleNamespace(text=text, finish_reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (reply(""), "empty"),
+        (reply("<think>only thoughts</think>  "), "empty"),
+        (reply("half a", "length"), "cut off"),
+        (reply("", "content_filter"), "refused"),
+        (reply("", "refusal"), "refused"),
+    ],
+)
+def test_answers_without_a_text(answer, kind):
+    with pytest.raises(Complaints) as error:
+        read_text(answer)
+    assert error.value.complaints[0].kind == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "conclusion"),
+    [
+        ('{"outlines": [], "conclusion": "a"}', "a"),
+        ('Here it is:\n```json\n{"outlines": [], "conclusion": "a"}\n```\nDone.', "a"),
+        ('{"outlines": [], "conclusion": "half is \\frac{1}{2}, \\( x \\neq y \\), \\theta"}', r"half is \frac{1}{2}, \( x \neq y \), \theta"),
+        ('{"outlines": [], "conclusion": "half is \\\\frac{1}{2}"}', r"half is \frac{1}{2}"),
+        ('{"outlines": [], "conclusion": "one\\nThen two, \\"quoted\\", a tab\\there"}', 'one\nThen two, "quoted", a tab\there'),
+        ('{"outlines": [], "conclusion": "a\nb"}', "a\nb"),
+        ('{"outlines": [], "conclusion": "caf\\u00e9 \\union"}', r"café \union"),
+    ],
+)  # fmt: skip
+def test_json_as_models_write_it(text, conclusion):
+    assert read_json(text, MapReduceForm).conclusion == conclusion
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no object", "expected one JSON object, found none; the answer begins: no object"),
+        ('{"outlines": [], "conclusion": "cut', "the answer is not JSON"),
+        ('{"outlines": "a", "conclusion": "b"}', "outlines: Input should be a valid list"),
+        ("{}", "outlines: Field required; conclusion: Field required"),
+        ("[" * 100_000 + '{"a":' * 100_000 + "}", "JSON"),
+    ],
+)
+def test_json_that_is_none(text, said):
+    with pytest.raises(Complaints, match=said.replace("(", r"\(")):
+        read_json(text, MapReduceForm)
+
+
+@given(st.recursive(st.text() | st.integers() | st.booleans(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_json_that_is_right_is_read_as_it_stands_but_for_commands_of_latex(value):
+    """What is doubled is a backslash that stands before a letter of a command; generated texts have none of those."""
+    text = json.dumps({"outlines": [], "conclusion": json.dumps(value)})
+    if "\\" not in json.dumps(value):
+        assert json.loads(read_json(text, MapReduceForm).conclusion) == value
+
+
+# Stage 1
+
+
+def summary(*steps) -> str:
+    return json.dumps(
+        {"steps": [dict(zip(("title", "units", "substeps"), ("t", *step), strict=False)) for step in steps]}
+    )
+
+
+def test_a_tree_by_hand():
+    subs = [{"title": "a", "units": [3, 3]}, {"title": "b", "units": [4, 6]}]
+    assert read_steps(summary(([1, 2],), ([3, 6], subs), ([7, 7],)), 7) == (
+        Step("S1", "t", 1, 2),
+        Step("S2", "t", 3, 6, (Step("S2.1", "a", 3, 3), Step("S2.2", "b", 4, 6))),
+        Step("S3", "t", 7, 7),
+    )
+    assert read_steps(summary(([1, 2],), (None,), ([5, 7],)), 7)[1] == Step("S2", "t", None, None)
+    assert read_steps(summary(([1, 7], [{"title": "a", "units": [1, 7]}])), 7) == (Step("S1", "t", 1, 7),), "one piece"
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ((([1, 3],), ([5, 7],)), "S2 has units 5 to 7, expected it to begin at unit 4"),
+        ((([1, 4],), ([4, 7],)), "S2 has units 4 to 7, expected it to begin at unit 5"),
+        ((([1, 5],),), "units 6 to 7 of the chain belong to no step"),
+        ((([1, 9],),), "S1 has units 1 to 9, but the chain has units 1 to 7"),
+        ((([3, 1],), ([4, 7],)), "the first comes after the last"),
+        ((([1, 7], [{"title": "a", "units": [1, 2]}, {"title": "b", "units": [4, 7]}]),), "S1.2 has units 4 to 7"),
+        ((([1, 7], [{"title": "a", "units": [1, 2]}, {"title": "b", "units": [3, 9]}]),), "but S1 has units 1 to 7"),
+        ((), "steps: List should have at least 1 item"),
+        ((("1-7",),), "steps[0].units"),
+    ],
+)
+def test_trees_that_do_not_cover_the_chain(steps, said):
+    with pytest.raises(Complaints) as error:
+        read_steps(summary(*steps), 7)
+    assert said in str(error.value)
+
+
+# Stage 2
+
+TREE = read_steps(
+    summary(([1, 1],), ([2, 2],), ([3, 6], [{"title": "a", "units": [3, 3]}, {"title": "b", "units": [4, 5]},
+            {"title": "c", "units": [6, 6]}]), ([7, 7],)), 7,
+)  # fmt: skip
+
+
+def groups(paths, dependencies=None) -> str:
+    return json.dumps({"groups": [{"paths": p} for p in paths], "dependencies": dependencies or {}})
+
+
+def test_groups_by_hand():
+    found = read_groups(groups([[["S3.2"], ["S3.3"]], [["S1"], ["S2", "S3"]]], {"S4": ["S1"], "S3": ["S2"]}), TREE)
+    assert {group.paths for group in found} == {(("S1",), ("S2", "S3")), (("S3.2",), ("S3.3",))}
+    assert read_groups(groups([]), TREE) == ()
+
+
+@pytest.mark.parametrize(
+    ("paths", "dependencies", "said"),
+    [
+        ([[["S1"], ["S9"]]], {}, "there is no step S9"),
+        ([[["S1"]]], {}, "expected at least two paths"),
+        ([[["S1"], []]], {}, "expected at least two paths, none of them empty"),
+        ([[["S1"], ["S3"]]], {}, "expected neighbours in the order of the chain"),
+        ([[["S2"], ["S1"]]], {}, "expected neighbours in the order of the chain"),
+        ([[["S2"], ["S3.1"]]], {}, "are mixed"),
+        ([[["S1"], ["S2"]], [["S2"], ["S3"]]], {}, "in more than one path: S2"),
+        ([[["S1"], ["S2"]]], {"S2": ["S1"]}, "S2 needs S1, which is on another path"),
+        ([[["S1"], ["S2", "S3"], ["S4"]]], {"S4": ["S3.1"]}, "S4 needs S3, which is on another path"),
+        ([[["S1"], ["S2"], ["S3"]]], {"S3.2": ["S1"]}, "S3 needs S1"),
+        ([[["S1"], ["S2"]]], {"S2": ["S4"], "S4": ["S1"]}, "S2 needs S1"),
+        ([[["S3.1"], ["S3.2"]]], {"S3.2": ["S3.1"]}, "S3.2 needs S3.1"),
+    ],
+)
+def test_groups_that_are_none(paths, dependencies, said):
+    with pytest.raises(Complaints) as error:
+        read_groups(groups(paths, dependencies), TREE)
+    assert said in str(error.value)
+
+
+def test_needs_within_a_path_are_no_fault():
+    assert read_groups(groups([[["S1", "S2"], ["S3"]]], {"S2": ["S1"], "S3.2": ["S3.1"], "S4": ["S3", "S1"]}), TREE)
+
+
+# Stage 5
+
+
+@pytest.mark.parametrize(
+    ("outlines", "conclusion", "said"),
+    [
+        (["a"], "b", "1 outlines for 2 paths"),
+        (["a", " "], "b", "is empty"),
+        (["a", "b"], "", "is empty"),
+        (["a", "<Path>b"], "c", "tags in it: <Path>"),
+        (["a", "b"], "It is 47.", "numbers of its own: 47"),
+    ],
+)
+def test_map_and_reduce_that_do_not_fit(outlines, conclusion, said):
+    with pytest.raises(Complaints) as error:
+        read_map_reduce(json.dumps({"outlines": outlines, "conclusion": conclusion}), 2, "known: 46")
+    assert said in str(error.value)
+
+
+def test_labels_that_a_model_wrote_are_taken_off():
+    form = read_map_reduce(json.dumps({"outlines": ["1: do\nthis", "Path 2. that"], "conclusion": " c 46 "}), 2, "46")
+    assert (form.outlines, form.conclusion) == (["do this", "that"], "c 46")
+    assert read_path("2.1: the text is this", "the text is this", "2.1", "", [], 0.2) == "the text is this"
+    assert read_copy("```\nthe text\n```") == "the text"
+
+
+ORIGINAL = "We compute the second value from the formula, which gives 12 + 30 = 42.\n[[block 1]]\nSo it is 42."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ORIGINAL.replace("[[block 1]]\n", ""), "expected [[block 1]], each once, in order"),
+        (ORIGINAL + "\n[[block 1]]", "each once, in order"),
+        (ORIGINAL + " And a good deal is added here that was never said in the chain.", "characters were changed"),
+        ("Similarly, " + ORIGINAL, "goes on from something that is not in it: 'Similarly'"),
+        (ORIGINAL.replace("the formula", "the previous case"), "points at another path"),
+        (ORIGINAL.replace("the formula", "path 1"), "speaks of path 1"),
+        (ORIGINAL.replace("12 + 30", "77 - 35"), "it uses 77, the result of path 1"),
+    ],
+)
+def test_paths_that_do_not_stand_alone(text, said):
+    read_path(ORIGINAL, ORIGINAL, "2", "", [("1", "So it is 77.")], 0.2)
+    with pytest.raises(Complaints) as error:
+        read_path(text, ORIGINAL, "2", "", [("1", "So it is 77.")], 0.2)
+    assert said in str(error.value)
+
+
+# Independence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First we add. In the first sum, 3 and 4 are added. Similarly, the second sum is 9.",
+        "Case 2 of the theorem applies. The last digit is 7.",
+        "There are two cases. In the other one of them x is 3.",
+        "The next prime is 11.",
+    ],
+)
+def test_what_a_path_says_of_itself_is_no_reference(text):
+    assert list(references(text, "2", ["1", "3"])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "uses"),
+    [
+        ("Take 48 and add 2.", True),
+        ("The rest is 48 - 5.", True),
+        ("So x = 12 * 4 + 2 = 48 + 2.", False),
+        ("12 times 4 = 48. Take 48 and add 2.", False),
+        ("The product is 48. Take it.", False),
+        ("We get $\\boxed{48}$.", False),
+        ("Take 480 and 4.8 and x48.", False),
+    ],
+)
+def test_results_of_siblings(text, uses):
+    sibling = [("1", "Start with 12.\nSo there are 48 of them.")]
+    assert bool(list(used_results(text, "", sibling))) is uses
+    assert not list(used_results(text, "48 is given.", sibling)), "what the question gives is nobody's result"
+
+
+def test_numbers_on_the_way_of_a_sibling_are_no_results():
+    assert not list(used_results("Take 12.", "", [("1", "Start with 12.\nSo there are 48 of them.")]))
+    assert not list(used_results("Take 7.", "", [("1", "So it is 7.")])), "a digit says nothing"
+
+
+# Distance, prompts, columns
+
+
+def test_distance_by_hand():
+    assert distance("abcd", "abXd") == 1 / 4
+    assert distance("a  b\n\nc", "a b c") == 0 and distance("", "") == 0
+    assert distance("kitten", "sitting") == 3 / 7
+
+
+def test_prompts_of_a_user_replace_ours(tmp_path):
+    ours = Prompts.read()
+    assert set(ours.texts) == set(PLACES) and "{{" not in ours.fill("groups", steps="S1: {x}")
+    with pytest.raises(ValueError, match=r"no prompt in it; expected summary.md"):
+        Prompts.read(tmp_path)
+    (tmp_path / "groups.md").write_text("Which of {{steps}}?")
+    own = Prompts.read(tmp_path)
+    assert own.fill("groups", steps="{{x}} $y") == "Which of {{x}} $y?" and own.digest != ours.digest
+    (tmp_path / "groups.md").write_text("Which of {{stepps}}?")
+    with pytest.raises(ValueError, match=r"groups.md: the prompt lacks \{\{steps\}\}"):
+        Prompts.read(tmp_path)
+
+
+def source(columns=None, **fields):
+    return (columns or SourceColumns()).read("f row 1", 0, fields, last_box)
+
+
+def test_columns_of_public_sets():
+    s = source(question="q", deepseek_thinking_trajectory="<think>c</think>", deepseek_attempt="a 7", solution="7")
+    assert (s.id, s.question, s.chain, s.answer, s.reference) == ("row-1", "q", "c", "a 7", "7")
+    s = source(id=5, problem="q", response="<think>\nc\n</think>\nThe answer is 7.", answer=7)
+    assert (s.id, s.chain, s.answer, s.reference) == ("5", "c", "The answer is 7.", "7")
+    s = source(question="q", chain=r"so \boxed{7}", solution="long " * 100 + r"\boxed{8}")
+    assert (s.answer, s.reference) == (r"\boxed{7}", "8")
+    assert source(question="q", chain="c", solution="long " * 100).answer == ""
+    named = SourceColumns(question="ask", chain="how")
+    assert source(named, ask="q", how="c", answer="7").answer == r"\boxed{7}"
+
+
+def test_a_column_that_is_missing_is_named():
+    with pytest.raises(ValueError, match="f row 1: no column .* for the chain; name one with --chain-column: question"):
+        source(question="q")
+    with pytest.raises(ValueError, match="no column ask for the question"):
+        source(SourceColumns(question="ask"), question="q", chain="c")
