@@ -1,31 +1,56 @@
-"""Write training and evaluation data. `synthetic` generates problems whose answers can be checked."""
+"""Write training data: traces of public formats as traces of ours, or the eight-phase mixed set.
+
+  mvtrain prepare --from npr FILE --out traces.jsonl
+  mvtrain prepare --mixture SEQUENTIAL PARALLEL --out mixed.jsonl
+  mvtrain prepare synthetic OUT           (generated problems; has its own --help)
+
+Rows that are left out stand in OUT.rejected.jsonl with the reasons. Exit status: 0, or 1 if no row could be written.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    synthetic = sources.add_parser("synthetic", help="problems with independent parts, sequential and parallel form")
-    synthetic.add_argument("out", help="JSONL file to write")
-    synthetic.add_argument("--count", type=int, default=1000, metavar="N", help="how many problems (default 1000)")
-    synthetic.add_argument("--seed", type=int, default=0, help="another seed gives other problems (default 0)")
+    from mvtrain.data.importers import FORMATS
+
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "mvtrain prepare (--from FORMAT FILE | --mixture FILE [FILE]) --out OUT [options]"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--from", dest="format", choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    what.add_argument("--mixture", nargs="+", metavar="FILE", help="sequential and parallel set, or one with both")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="of --from: JSON Lines or parquet")
+    parser.add_argument("--out", metavar="OUT", help="JSON Lines to write")
+    parser.add_argument("--question-column", metavar="NAME", help="of --from; `a.b` is field b of column a")
+    parser.add_argument("--response-column", metavar="NAME", help="likewise; defaults are in docs/prepare.md")
+    parser.add_argument("--answer-column", metavar="NAME", help="likewise")
+    parser.add_argument("--require-conclusion", action="store_true", help="of --from: refuse blocks without one")
+    parser.add_argument("--seed", type=int, default=42, help="of --mixture: of the shuffling (default 42)")
+    parser.add_argument(
+        "--malformed",
+        choices=("error", "skip"),
+        default="error",
+        help="of --mixture: stop at a bad row, or leave it out",
+    )
+    parser.add_argument("--chat", metavar="FOLDER", help="of --mixture: add `text`, ready for this tokenizer")
+    parser.add_argument(
+        "--overlap", action="append", default=[], metavar="TASK", help="report 13-grams of a task or file; repeatable"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="local copies of the tasks (default: the hub)")
+    parser.add_argument("--drop-overlap", action="store_true", help="leave out rows that have an evaluation problem")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    from mvtrain.data.synthetic import problems
+    if args.drop_overlap and not args.overlap:
+        raise ValueError("--drop-overlap needs --overlap TASK: what not to have")
+    if args.format:
+        from mvtrain.commands.prepare_import import run_import
 
-    if args.count < 1:
-        raise ValueError(f"--count {args.count}: expected at least 1")
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        for index, problem in enumerate(problems(args.count, args.seed)):
-            file.write(json.dumps(problem.row(f"synthetic-{args.seed}-{index}")) + "\n")
-    partial.replace(out)
-    print(f"wrote {args.count} problems to {out}")
-    return 0
+        return run_import(args)
+    from mvtrain.commands.prepare_mixture import run_mixture
+
+    if args.file:
+        raise ValueError(f"{args.file}: the files of --mixture follow it, before other options")
+    return run_mixture(args)
