@@ -87,24 +87,10 @@ def find_overlaps(
 
     Raises ValueError for an id that is there twice, and for numbers below 1 (of `boilerplate`: below 2).
     """
-    if n < 1 or shortest < 1 or (boilerplate is not None and boilerplate < 2):
-        raise ValueError(
-            f"n {n}, shortest {shortest}, boilerplate {boilerplate}: expected at least 1, 1 and 2 (or None)"
-        )
-    index = _Index(problems, n, boilerplate, ignore, shortest)
-    num_rows = 0
+    search = OverlapSearch(problems, n, boilerplate=boilerplate, ignore=ignore, shortest=shortest)
     for row, text in training:
-        index.search(row, words(text))
-        num_rows += 1
-    overlaps = [found for entry in index.entries if (found := entry.overlap())]
-    return Report(
-        n=n,
-        num_rows=num_rows,
-        num_problems=len(index.entries),
-        num_boilerplate=len(index.boilerplate),
-        overlaps=tuple(sorted(overlaps, key=lambda o: (-o.share, -o.num_words))),
-        unchecked=tuple(entry.id for entry in index.entries if not entry.num_ngrams),
-    )
+        search.read(row, text)
+    return search.report()
 
 
 def describe(report: Report) -> str:
@@ -149,17 +135,28 @@ class _Entry:
         return Overlap(self.id, tuple(self.rows), *counts, size, span, self.longest_row)
 
 
-class _Index:
-    """n-gram -> the problems that have it, and where. Words are numbers: those that no problem has are skipped fast."""
+class OverlapSearch:
+    """Reads training rows one by one; memory depends on the problems alone. Arguments as of `find_overlaps`.
+
+    It keeps n-gram -> the problems that have it, and where. Words are numbers, and those that no problem has are skipped
+    fast.
+    """
 
     def __init__(
         self,
         problems: Iterable[tuple[str, str]],
-        n: int,
-        boilerplate: int | None,
-        ignore: Iterable[str],
-        shortest: int,
+        n: int = 13,
+        *,
+        boilerplate: int | None = 3,
+        ignore: Iterable[str] = (),
+        shortest: int = 4,
     ) -> None:
+        if n < 1 or shortest < 1 or (boilerplate is not None and boilerplate < 2):
+            raise ValueError(
+                f"n {n}, shortest {shortest}, boilerplate {boilerplate}: expected at least 1, 1 and 2 (or None)"
+            )
+        self.n = n
+        self.num_rows = 0
         self.entries = [_entry(id, text, n) for id, text in problems]
         twice = [id for id, count in Counter(entry.id for entry in self.entries).items() if count > 1]
         if twice:
@@ -175,6 +172,23 @@ class _Index:
                 entry.num_ngrams -= 1
         self.lengths = sorted({len(ngram) for ngram in self.places})
 
+    def read(self, row: str, text: str) -> list[str]:
+        """Note what a row has of every problem; returns the ids of those that it has something of."""
+        self.num_rows += 1
+        return self._search(row, words(text))
+
+    def report(self) -> Report:
+        """What was found in the rows so far."""
+        overlaps = [found for entry in self.entries if (found := entry.overlap())]
+        return Report(
+            n=self.n,
+            num_rows=self.num_rows,
+            num_problems=len(self.entries),
+            num_boilerplate=len(self.boilerplate),
+            overlaps=tuple(sorted(overlaps, key=lambda o: (-o.share, -o.num_words))),
+            unchecked=tuple(entry.id for entry in self.entries if not entry.num_ngrams),
+        )
+
     def _add(self, entry: _Entry) -> None:
         ids = [self.numbers.setdefault(word, len(self.numbers)) for word in entry.words]
         entry.num_ngrams = len(ids) - entry.length + 1
@@ -189,8 +203,7 @@ class _Index:
                 common |= {tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)} & self.places.keys()
         return common
 
-    def search(self, row: str, text: Sequence[str]) -> None:
-        """Note what a row has of every problem."""
+    def _search(self, row: str, text: Sequence[str]) -> list[str]:
         get, places = self.numbers.get, self.places
         ids = [get(word, -1) for word in text]
         hit: dict[str, _Entry] = {}
@@ -207,6 +220,7 @@ class _Index:
             entry.num_rows += 1
             if len(entry.rows) < LISTED_ROWS:
                 entry.rows.append(row)
+        return list(hit)
 
     @staticmethod
     def _note(

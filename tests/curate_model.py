@@ -85,8 +85,9 @@ def groups(chain: Chain) -> dict[str, Any]:
         if isinstance(step, M):
             ids |= {sub: f"{ids[step]}.{n}" for n, sub in enumerate(steps(step.parts), 1)}
     found = [{"paths": [[ids[step] for step in path] for path in block.paths]} for block in blocks(chain.parts)]
-    last = list(ids.values())[-1]
-    return {"dependencies": {last: ["S1"]} if last != "S1" else {}, "groups": found}
+    grouped = {id for group in found for path in group["paths"] for id in path}
+    alone = [id for id in ids.values() if id not in grouped and "." not in id]
+    return {"dependencies": {alone[-1]: [alone[0]]} if len(alone) > 1 else {}, "groups": found}
 
 
 def block_in(chain: Chain, prompt: str) -> P:

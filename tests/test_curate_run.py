@@ -17,6 +17,7 @@ from mvtrain.curate.distance import distance
 from mvtrain.evaluate.grading_answers import final_answer
 from mvtrain.grammar import depth, num_blocks, parse
 from tests import curate_model
+from tests.browser import chromium, visit
 from tests.chat_server import ChatServer, Fault, Reply
 from tests.curate_chains import BY_QUESTION, CHAINS, leaves, rewritten
 
@@ -119,15 +120,27 @@ def test_chains_that_cannot_become_traces_are_kept_with_the_reason(curated):
 
 
 def test_what_was_made_passes_check_loads_and_is_shown(curated, capsys):
-    assert main(["check", str(curated / "traces.jsonl")]) == 0
-    assert "10 rows" in capsys.readouterr().out.replace("rows: 10", "10 rows")
+    assert main(["check", str(curated / "traces.jsonl"), "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["rows"], checked["bad_rows"], checked["statistics"]["rows_with_blocks"]) == (10, 0, 10)
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset(str(curated), split="train", cache_dir=str(curated / "work" / "datasets"))
     assert [row["id"] for row in loaded] == [row["id"] for row in read(curated / "traces.jsonl")]
     card = (curated / "README.md").read_text()
     for words in ("10 of 13 sequential chains (77%)", "| outline | nothing parallel | 2 |", "| model | played |"):
         assert words in card
-    assert "Before: the sequential chain" in (curated / "page.html").read_text()
+
+
+def test_the_page_shows_each_trace_and_the_chain_before(curated):
+    with chromium() as browser:
+        seen = visit(browser, curated / "page.html")
+        page = seen.page
+        page.get_by_text("nested").first.click()
+        page.get_by_text("Before: the sequential chain").click()
+        nested = next(chain for chain in CHAINS if chain.id == "nested")
+        assert page.locator(".mv-question-text", has_text="Likewise").inner_text() == nested.text
+        assert page.locator(".mv-path").count() == 4, "two paths, and two in the second of them"
+        seen.check_quiet()
 
 
 def test_both_forms_of_the_file_are_examples_to_train_on(curated):

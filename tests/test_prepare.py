@@ -429,10 +429,10 @@ def test_more_overlapping_rows_than_a_report_names_are_all_left_out(task, tmp_pa
 
 
 def test_the_report_is_that_of_the_whole_set(task):
-    screen = prepare_overlap.OverlapScreen([task], None)
+    screen = prepare_overlap.search_for([task], None)
     rows = [(f"row {i}", {"question": question, "n": i}) for i, question in enumerate(planted())]
     for name, fields in rows:
-        screen.problems_in(name, fields)
+        screen.read(name, prepare_overlap.row_text(fields))
     problems = [("bench/1", WORDS), ("bench/2", ("quite another " * 9).strip())]
     assert screen.report() == find_overlaps([(name, fields["question"]) for name, fields in rows], problems)
 

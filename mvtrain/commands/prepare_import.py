@@ -18,13 +18,13 @@ from mvtrain.commands.prepare_files import (
     rejected_rows,
     write_row,
 )
-from mvtrain.commands.prepare_overlap import OVERLAP, OverlapScreen
+from mvtrain.commands.prepare_overlap import OVERLAP, row_text, search_for
 from mvtrain.data.importers import load_format
 from mvtrain.data.importers.columns import Columns, choose_columns
 from mvtrain.data.importers.convert import Converted, Format, RejectedRow, convert_row
 from mvtrain.data.trace_files import Row, read_rows
 from mvtrain.folders import whole_file
-from mvtrain.overlap import describe
+from mvtrain.overlap import OverlapSearch, describe
 
 NOT_AN_OBJECT = "not a JSON object"
 ID_COLUMNS = ("id", "uuid", "unique_id")
@@ -61,7 +61,7 @@ def run_import(args: argparse.Namespace) -> int:
     out = checked_output(args.out, [args.file])
     if Path(args.file).suffix.lower() not in (".jsonl", ".ndjson", ".parquet"):
         raise ValueError(f"{args.file}: JSON Lines (.jsonl, .ndjson) and .parquet are read")
-    screen = OverlapScreen(args.overlap, args.data_dir) if args.overlap else None
+    screen = search_for(args.overlap, args.data_dir)
     importer = _Importer(args, load_format(args.format), screen, Summary(args.format, str(out)))
     with rejected_rows(out) as rejected, whole_file(out) as file, progress(f"reading {args.file}") as advance:
         importer.read(args.file, file, rejected, advance)
@@ -72,7 +72,7 @@ def run_import(args: argparse.Namespace) -> int:
 class _Importer:
     """Reads one file row by row; nothing of a row is kept."""
 
-    def __init__(self, args: argparse.Namespace, form: Format, screen: OverlapScreen | None, summary: Summary) -> None:
+    def __init__(self, args: argparse.Namespace, form: Format, screen: OverlapSearch | None, summary: Summary) -> None:
         self.args, self.form, self.screen, self.summary = args, form, screen, summary
         self.columns: Columns | None = None
 
@@ -101,7 +101,7 @@ class _Importer:
             converted = convert_row(row.fields, self.form, self.columns, self._id(row), source, args.require_conclusion)
         except RejectedRow as error:
             return [(rejected.reason, rejected.detail) for rejected in error.reasons]
-        problems = self.screen.problems_in(str(row), converted.fields) if self.screen else []
+        problems = self.screen.read(str(row), row_text(converted.fields)) if self.screen else []
         self.summary.overlapping += bool(problems)
         if problems and args.drop_overlap:
             return [(OVERLAP, ", ".join(problems))]
@@ -115,7 +115,7 @@ class _Importer:
         return found if isinstance(found, str) else f"{self.form.name}-{found}"
 
 
-def _print(summary: Summary, out: Path, screen: OverlapScreen | None, as_json: bool) -> None:
+def _print(summary: Summary, out: Path, screen: OverlapSearch | None, as_json: bool) -> None:
     file = str(rejected_path(out)) if summary.rejected else None
     report = screen.report() if screen else None
     if as_json:

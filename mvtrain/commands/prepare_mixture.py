@@ -21,12 +21,12 @@ from mvtrain.commands.prepare_files import (
     rejected_path,
     rejected_rows,
 )
-from mvtrain.commands.prepare_overlap import OVERLAP, OverlapScreen
+from mvtrain.commands.prepare_overlap import OVERLAP, row_text, search_for
 from mvtrain.data.curriculum import Kind, phases
 from mvtrain.data.sources import Record, RowError, read_records
 from mvtrain.folders import whole_file
 from mvtrain.grammar import TraceError, parse
-from mvtrain.overlap import describe
+from mvtrain.overlap import OverlapSearch, describe
 from mvtrain.prompt import prompt_text, refuse_tags, response_text
 
 _LOWER_CASE_THINK = re.compile(r"<(/?)think>")
@@ -57,7 +57,7 @@ def run_mixture(args: argparse.Namespace) -> int:
     if len(sources) > 2:
         raise ValueError(f"--mixture reads two files, or one that has both columns; {len(sources)} are given")
     out = checked_output(args.out, sources)
-    screen = OverlapScreen(args.overlap, args.data_dir) if args.overlap else None
+    screen = search_for(args.overlap, args.data_dir)
     mixture = _Mixture(args, screen, _chat_writer(args.chat) if args.chat else None, Summary(str(out), args.seed))
     with ExitStack() as stack:
         rejected = stack.enter_context(rejected_rows(out))
@@ -72,7 +72,7 @@ class _Mixture:
     """Every row is prepared once and kept on disk; then rows are copied in the order of the phases."""
 
     def __init__(
-        self, args: argparse.Namespace, screen: OverlapScreen | None, as_chat: AsChat | None, summary: Summary
+        self, args: argparse.Namespace, screen: OverlapSearch | None, as_chat: AsChat | None, summary: Summary
     ) -> None:
         self.args, self.screen, self.as_chat, self.summary = args, screen, as_chat, summary
 
@@ -150,7 +150,7 @@ class _Mixture:
 
     def _overlaps(self, record: Record, row: dict[str, str]) -> list[tuple[str, str]]:
         plain = {"question": row["question"], "response": row["response"]}
-        problems = self.screen.problems_in(f"{record.where} ({record.kind})", plain) if self.screen else []
+        problems = self.screen.read(f"{record.where} ({record.kind})", row_text(plain)) if self.screen else []
         self.summary.overlapping += bool(problems)
         return [(OVERLAP, ", ".join(problems))] if problems and self.args.drop_overlap else []
 
@@ -181,7 +181,7 @@ def _chat_writer(folder: str) -> AsChat:
     return lambda question, response, parallel: f"{prompt_text(tokenizer, question, parallel)}{response}{end}\n"
 
 
-def _print(summary: Summary, out: Path, screen: OverlapScreen | None, as_json: bool) -> None:
+def _print(summary: Summary, out: Path, screen: OverlapSearch | None, as_json: bool) -> None:
     file = str(rejected_path(out)) if summary.rejected else None
     report = screen.report() if screen else None
     if as_json:

@@ -31,7 +31,7 @@ _BEHIND_A_SIGN = re.compile(rf"(?:=|\\approx|≈|\\to|→|\\implies|⇒|:){_OPEN
 _BEHIND_A_WORD = re.compile(
     rf"\b(?:is|are|gives?|yields?|equals?|makes?|gets?|obtain|becomes?|find|have|total){_OPENING}", re.IGNORECASE
 )
-_OPERATOR = re.compile(r"\s*(?:[-+*/×·^]|\\cdot|\\times|times\b|plus\b|minus\b)")
+_OPERATOR = re.compile(r"\s*(?:[-+*/\u00d7\u00b7^]|\\cdot|\\times|times\b|plus\b|minus\b)")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -78,7 +78,7 @@ def used_results(text: str, known: str, siblings: Sequence[tuple[str, str]]) -> 
 
 
 def _is_derived(text: str, start: int, end: int) -> bool:
-    """Whether a number stands behind an equals sign or its like, or behind "is" or "gives" and is not calculated with."""
+    """Whether a number stands behind an equals sign or its like, or behind "is" and its like without being used."""
     before = text[max(0, start - 40) : start]
     return bool(_BEHIND_A_SIGN.search(before) or (_BEHIND_A_WORD.search(before) and not _OPERATOR.match(text, end)))
 
