@@ -2,8 +2,8 @@
 
     python -m benchmarks.curation --records 1000 --concurrency 64
 
-A server in a process of its own plays a model that answers at once. The same number of requests of the same size is sent
-by the openai library alone; what curating takes beyond that is our own: stages, checks, cache, journal, progress.
+A server in a process of its own plays a model that answers at once. The same number of requests of the same size is
+sent by the openai library alone; what curating takes beyond that is our own: stages, checks, cache, journal, progress.
 """
 
 from __future__ import annotations

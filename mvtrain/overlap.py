@@ -138,8 +138,7 @@ class _Entry:
 class OverlapSearch:
     """Reads training rows one by one; memory depends on the problems alone. Arguments as of `find_overlaps`.
 
-    It keeps n-gram -> the problems that have it, and where. Words are numbers, and those that no problem has are skipped
-    fast.
+    It keeps n-gram -> the problems that have it, and where. Words are numbers: those of no problem are skipped fast.
     """
 
     def __init__(

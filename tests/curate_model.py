@@ -1,7 +1,7 @@
 """Models for the chat server: one that curates the chains of the tests as it should, and worse ones.
 
-Which stage is asked for is read off the beginning of the prompt, and which chain off the question in it, as a real model
-would have to. The structure comes from `tests.curate_chains`.
+Which stage is asked for is read off the beginning of the prompt, and which chain off the question in it, as a real
+model would have to. The structure comes from `tests.curate_chains`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def competent(request: dict) -> str:
     if stage == "map_reduce":
         block = block_in(chain, prompt)
         # Backslashes of LaTeX as models write them, not twice.
-        return '{"outlines": %s, "conclusion": "%s"}' % (json.dumps(block.outlines), block.conclusion)
+        return f'{{"outlines": {json.dumps(block.outlines)}, "conclusion": "{block.conclusion}"}}'
     return path_in(chain, prompt)
 
 

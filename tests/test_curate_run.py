@@ -167,9 +167,10 @@ def test_a_careless_model_is_told_what_is_wrong_and_then_does_it_right(chains, s
     with ChatServer(curate_model.careless) as server:
         assert curate(chains, tmp_path / "out", server, settings) == 0
     assert outputs(tmp_path / "out")["traces.jsonl"] == outputs(curated)["traces.jsonl"]
-    told = [m["content"] for seen in server.requests for m in seen.body["messages"] if "cannot be used" in m["content"]]
-    for words in ("the answer is empty", "was refused", "was cut off", "is not JSON", "found none", "tags in it: <Path>",
-                  "characters were changed", "points at another path"):  # fmt: skip
+    said = (message["content"] for seen in server.requests for message in seen.body["messages"])
+    told = [text for text in said if "cannot be used" in text]
+    faults = ("the answer is empty", "was refused", "was cut off", "is not JSON", "found none", "tags in it: <Path>")
+    for words in (*faults, "characters were changed", "points at another path"):
         assert any(words in text for text in told), words
     kinds = {kind for row in read(tmp_path / "out" / "stages.jsonl") for answer in row["stages"]["faulty_answers"]
              for kind, _ in answer["complaints"]}  # fmt: skip

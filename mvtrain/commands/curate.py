@@ -233,33 +233,24 @@ async def _ask(
     from mvtrain.curate.batches import BatchClient
     from mvtrain.curate.client import Client
     from mvtrain.curate.curator import Curator
-    from mvtrain.curate.identity import Purse
     from mvtrain.curate.progress import CurationProgress
     from mvtrain.curate.run import Ended, curate_all
     from mvtrain.evaluate.grading_answers import last_box
     from mvtrain.evaluate.grading_pool import GradingPool
 
-    purse = Purse(out / "work" / "spending.json")
     kind = BatchClient if args.batch else Client
     ended = Ended(reason=INTERRUPTED)
     with GradingPool() as pool:
-        async with kind(config, out / "work" / "answers.sqlite", spent_before=purse.spent) as client:
+        async with kind(config, out / "work" / "answers.sqlite") as client:
             shown = None if args.json else sys.stderr
             with CurationProgress(_count(args), client.snapshot, shown) as progress:
                 same = functools.partial(_same_answer, pool)
                 curator = Curator(client, prompts, making, same, last_box, progress.stage)
-
-                def on_done(done: Any) -> None:
-                    progress.finished(done)
-                    purse.note(client.snapshot().spent)
-
                 try:
                     at_once = 100_000 if args.batch else 2 * config.concurrency
-                    ended = await curate_all(_sources(args), curator, journal, at_once, on_done)
+                    ended = await curate_all(_sources(args), curator, journal, at_once, progress.finished)
                 except asyncio.CancelledError:
                     print("curate: interrupted; the same command goes on from here", file=sys.stderr)
-                finally:
-                    purse.note(client.snapshot().spent, now=True)
             return ended, client.snapshot().as_dict()
 
 

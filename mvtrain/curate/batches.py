@@ -221,9 +221,16 @@ class BatchClient(Client):
         while True:
             await asyncio.sleep(self.config.batch_poll_s * growth)
             growth = min(growth * GROWTH, MOST_GROWTH)
-            facts = await self._insist(lambda: self.wire.batch(batch.id))
+            facts = await self._insist(lambda: self._look_at(batch))
             if facts.get("status") in ENDED:
                 return facts
+
+    async def _look_at(self, batch: _Batch) -> dict[str, Any] | Failure:
+        """One that is not there any more has ended without an answer; otherwise it would be asked for for ever."""
+        facts = await self.wire.batch(batch.id)
+        if isinstance(facts, Failure) and facts.status == 404:
+            return {"status": "completed"}
+        return facts
 
     async def _finish(self, batch: _Batch, facts: dict[str, Any]) -> None:
         """Counts and keeps what has come, then answers those who wait."""
@@ -307,7 +314,7 @@ def _missing(status: str, batch_id: str | None) -> tuple[Failure, None]:
     """Of a question that is in neither file."""
     if status == "expired":
         return Failure("expired", f"batch {batch_id} ended before its turn came"), None
-    return Failure("no completion", f"batch {batch_id} has no line for it", may_be_billed=True), None
+    return Failure("no completion", f"batch {batch_id} holds no answer to it", may_be_billed=True), None
 
 
 def _new_future() -> asyncio.Future[Any]:

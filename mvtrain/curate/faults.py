@@ -47,9 +47,11 @@ class Failure:
     """Seconds that the endpoint asks for."""
     may_be_billed: bool = False
     """Nobody knows whether the endpoint did the work."""
+    status: int = 0
+    """Of HTTP, where there was one."""
 
 
-AGAIN = {408, 409, 425, 429}
+AGAIN = {408, 409, 425}
 OF_GATEWAYS = {408, 502, 504, 524}
 """The gateway gave up; the server behind it may have gone on, and may bill it."""
 STOPS = {401, 402, 403, 404, 405, 407}
@@ -71,20 +73,23 @@ WRONG_SETTING = {
 def judge(status: int, headers: Mapping[str, str], said: Said) -> Failure:
     """An HTTP error."""
     words = f"status {status}: {said.words}"
-    if status == 429 and NO_MONEY.search(said.codes):
-        return Failure("refused", words, "stop")
-    if status == 403 and MODERATION.search(f"{said.codes} {said.words}"):
-        return Failure("bad request", words, "reject")
-    if status in STOPS or said.code in WRONG_SETTING:
-        return Failure("refused", words, "stop")
-    if status == 429:
-        if NEVER_FITS.search(said.words):
-            return Failure("bad request", words, "reject")
-        return Failure("rate limit", words, wait=seconds_to_wait(headers))
+    if _stops(status, said):
+        return Failure("refused", words, "stop", status=status)
+    if status == 429 and not NEVER_FITS.search(said.words):
+        return Failure("rate limit", words, wait=seconds_to_wait(headers), status=status)
     if status in AGAIN or status >= 500:
-        wait = seconds_to_wait(headers)
-        return Failure("server error", words, wait=wait, may_be_billed=status in OF_GATEWAYS)
-    return Failure("bad request", words, "reject")
+        wait, may_be_billed = seconds_to_wait(headers), status in OF_GATEWAYS
+        return Failure("server error", words, wait=wait, may_be_billed=may_be_billed, status=status)
+    return Failure("bad request", words, "reject", status=status)
+
+
+def _stops(status: int, said: Said) -> bool:
+    """Whether every other request would fare the same."""
+    if status == 429:
+        return bool(NO_MONEY.search(said.codes))
+    if status == 403 and MODERATION.search(f"{said.codes} {said.words}"):
+        return False
+    return status in STOPS or said.code in WRONG_SETTING
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""What decides the traces of a folder, and what has been spent for it: kept, so that the next run goes on."""
+"""What decides the traces of a folder: kept, so that the next run goes on, or is told that it is another one."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from mvtrain.folders import write_whole
 from mvtrain.provenance import code_version, without_secrets
 
 RUN = "run.json"
-EVERY_SECONDS = 0.5
 
 
 def identity_of(source: str, config: ClientConfig, settings: CurateSettings, prompts: Prompts) -> dict[str, Any]:
@@ -51,24 +49,3 @@ def take_up(folder: Path, identity: dict[str, Any], overwrite: bool) -> None:
     (folder / "work").mkdir(parents=True, exist_ok=True)
     text = json.dumps({"identity": identity, "code": code_version()}, indent=2, ensure_ascii=False)
     write_whole(file, text + "\n")
-
-
-class Purse:
-    """US dollars that all runs into a folder have spent."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            self.spent = float(json.loads(file.read_text(encoding="utf-8"))["spent"]) if file.exists() else 0.0
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f'{file}: expected {{"spent": US dollars}}; put it right, the ceiling depends on it'
-            ) from None
-        self._noted = time.monotonic()
-
-    def note(self, spent: float, now: bool = False) -> None:
-        """Write it down, now or if the last time is a while ago."""
-        if now or time.monotonic() - self._noted > EVERY_SECONDS:
-            self._noted = time.monotonic()
-            self.spent = spent
-            write_whole(self.file, json.dumps({"spent": spent}) + "\n")
