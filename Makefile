@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # Extra pip options, for example an index that holds the CPU build of torch.
 PIP_OPTIONS ?=
+# Tests that run side by side.
+WORKERS ?= 2
 
 .PHONY: setup test test-gpu quickstart lint clean
 
@@ -18,7 +20,7 @@ quickstart: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/quickstart.py --out runs/quickstart
 
 test: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # On a machine with a GPU: every attention kernel that is there against the reference; -rs says why others are not.
 test-gpu: $(STAMP)
