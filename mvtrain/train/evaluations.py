@@ -29,6 +29,10 @@ Called by every rank at once."""
 LOG_NAME = "evaluations.jsonl"
 
 
+class EvaluationError(RuntimeError):
+    """This rank's part of an evaluation could not be written."""
+
+
 class Evaluations:
     """Evaluates every so many steps, and at the end. `evaluate` is None where nothing is to be evaluated."""
 
@@ -42,19 +46,29 @@ class Evaluations:
         return self.evaluate is not None and every > 0 and (step % every == 0 or step == last)
 
     def run(self, engine: Any, step: int, stage: int) -> dict[str, float] | None:
-        """Figures, named `evaluate/...`, on the first rank. Training goes on as if nothing had happened."""
+        """Figures, named `evaluate/...`, on the first rank. Training goes on as if nothing had happened.
+
+        Raises EvaluationError where this rank's part cannot be written; the others then wait for it.
+        """
         folder = self.folder / f"step-{step:06d}"
-        with _undisturbed(engine.module):
-            write_model(engine, self.ranks, self.plan, step, stage, folder / "checkpoint")
-            figures = self.evaluate(
-                self.settings, folder / "checkpoint", folder, self.ranks.rank, self.ranks.world_size, self.ranks.device
-            )
-        self.ranks.wait()
-        if not self.ranks.is_first:
-            return None
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        figures = {f"evaluate/{name}": value for name, value in (figures or {}).items()}
-        self._note(step, figures)
+        try:
+            with _undisturbed(engine.module):
+                write_model(engine, self.ranks, self.plan, step, stage, folder / "checkpoint")
+                figures = self.evaluate(
+                    self.settings, folder / "checkpoint", folder, self.ranks.rank, self.ranks.world_size,
+                    self.ranks.device,
+                )  # fmt: skip
+            self.ranks.wait()
+            if not self.ranks.is_first:
+                return None
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+            figures = {f"evaluate/{name}": value for name, value in (figures or {}).items()}
+            self._note(step, figures)
+        except OSError as error:
+            raise EvaluationError(
+                f"the evaluation after step {step} could not be written to {folder}: {error.strerror or error}; "
+                "free space and start again, or set evaluate.every_steps to 0"
+            ) from error
         return figures
 
     def _note(self, step: int, figures: dict[str, float]) -> None:

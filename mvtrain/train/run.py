@@ -13,7 +13,7 @@ from mvtrain.provenance import without_secrets
 from mvtrain.train.bad_steps import TooManyBadSteps
 from mvtrain.train.checkpoint import SaveError
 from mvtrain.train.config import ConfigError, TrainConfig
-from mvtrain.train.evaluations import Evaluate
+from mvtrain.train.evaluations import Evaluate, EvaluationError
 from mvtrain.train.export import ExportError
 from mvtrain.train.mistakes import complain
 from mvtrain.train.ownership import InUse
@@ -52,6 +52,10 @@ def run(config: TrainConfig, evaluate: Evaluate | None = None) -> None:
         complain(str(error), for_all=True)
         trainer.close()
         end_process(2 if isinstance(error, ConfigError) else 1)
+    except EvaluationError as error:  # on this rank; the others wait for it until they are told
+        trainer.fail(error)
+        complain(str(error), for_all=False)
+        end_process(1)
     except BaseException as error:
         trainer.fail(error)
         text = without_secrets(traceback.format_exc())

@@ -153,6 +153,20 @@ def test_a_run_may_go_on_without_a_checkpoint(small_disk, tmp_path):
     assert newer
 
 
+def test_a_disk_that_is_full_when_it_comes_to_an_evaluation(small_disk, tmp_path):
+    """Room for the log only: the export that would be measured cannot be written."""
+    problems = tmp_path / "ticks.jsonl"
+    problems.write_text(json.dumps({"id": "p", "question": "?", "answer": "1"}) + "\n")
+    evaluate = {"every_steps": 2, "task": str(problems), "max_tokens": 6}
+    recipe = recipe_in(tmp_path, output_dir=str(small_disk / "out"), evaluate=evaluate, save_every_steps=0)
+    fill(small_disk)
+    run = launch_sft(recipe)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    told = [line for line in run.stderr.splitlines() if line.startswith("sft: error: ")]
+    assert told and "No space left" in told[0], run.stderr
+
+
 def poison(recipe: Path, rows: list[int]) -> None:
     """Make '~' a token that turns whatever reads it into NaN, and put it into some rows."""
     config = parse(recipe)
