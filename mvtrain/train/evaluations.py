@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from mvtrain.train.checkpoint_files import write_durably
 from mvtrain.train.config import EvaluateConfig
@@ -64,9 +65,9 @@ class Evaluations:
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
             figures = {f"evaluate/{name}": value for name, value in (figures or {}).items()}
             self._note(step, figures)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise EvaluationError(
-                f"the evaluation after step {step} could not be written to {folder}: {error.strerror or error}; "
+                f"the evaluation after step {step} could not be written to {folder}: {error}; "
                 "free space and start again, or set evaluate.every_steps to 0"
             ) from error
         return figures

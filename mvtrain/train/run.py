@@ -53,8 +53,8 @@ def run(config: TrainConfig, evaluate: Evaluate | None = None) -> None:
         trainer.close()
         end_process(2 if isinstance(error, ConfigError) else 1)
     except EvaluationError as error:  # on this rank; the others wait for it until they are told
-        trainer.fail(error)
         complain(str(error), for_all=False)
+        trainer.fail(error)
         end_process(1)
     except BaseException as error:
         trainer.fail(error)
