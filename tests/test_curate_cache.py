@@ -52,14 +52,19 @@ def test_an_answer_is_asked_for_once_and_everything_that_decides_it_counts(tmp_p
     assert server.count == len(variants)
 
 
-def test_credentials_and_a_query_in_the_address_do_not_make_another_question(tmp_path, monkeypatch):
-    with ChatServer(echo) as server:
-        plain = server.url
-        for address in (plain, plain.replace("//", "//me:secret-word@"), plain + "/?key=abcdefgh"):
+def test_another_address_does_not_make_another_question(tmp_path, monkeypatch):
+    """Neither credentials and a query in it, nor the same model on another port."""
+    with ChatServer(echo) as server, ChatServer(echo) as moved:
+        for address in (
+            server.url,
+            server.url.replace("//", "//me:secret-word@"),
+            server.url + "/?key=abcdefgh",
+            moved.url,
+        ):
             monkeypatch.setenv("OPENAI_BASE_URL", address)
             answer, _ = run(server, ask, tmp_path / "cache", base_url=None)
             assert answer.text == "answer to q"
-    assert server.count == 1
+    assert (server.count, moved.count) == (1, 0)
 
 
 def test_errors_are_not_kept(tmp_path):

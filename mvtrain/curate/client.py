@@ -52,7 +52,7 @@ class Question:
 
 
 def question_of(
-    config: ClientConfig, address: str, messages: list[dict[str, str]], stage: str, max_tokens: int, attempt: int = 0
+    config: ClientConfig, messages: list[dict[str, str]], stage: str, max_tokens: int, attempt: int = 0
 ) -> Question:
     """Raises ValueError for a max_tokens below 1, RequestFailed for text that cannot be sent."""
     if max_tokens < 1:
@@ -60,7 +60,6 @@ def question_of(
     messages = [dict(message) for message in messages]  # the caller's may grow while this one waits
     extra = dict(config.extra_body)
     content = {
-        "endpoint": address,
         "model": config.model,
         "messages": messages,
         "temperature": config.temperature,
@@ -138,7 +137,7 @@ class Client:
             ValueError: the cache is damaged, or max_tokens below 1.
             OSError: the cache cannot be written.
         """
-        question = question_of(self.config, self.endpoint.address, messages, stage, max_tokens, attempt)
+        question = question_of(self.config, messages, stage, max_tokens, attempt)
         shared = self._running.get(question.key)
         if shared is not None:
             return await self._second(question, shared)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mvtrain.curate.curator import CurateSettings
-from mvtrain.curate.endpoint import ClientConfig, Endpoint
+from mvtrain.curate.endpoint import ClientConfig
 from mvtrain.curate.prompts import Prompts
 from mvtrain.folders import write_whole
 from mvtrain.provenance import code_version, without_secrets
@@ -17,11 +17,11 @@ RUN = "run.json"
 
 
 def identity_of(source: str, config: ClientConfig, settings: CurateSettings, prompts: Prompts) -> dict[str, Any]:
-    """Plain values, without secrets. Rows of the source are told apart by their content, not here."""
+    """Plain values, without secrets. Rows of the source are told apart by their content, not here; the address is left
+    out, as a server moves between the jobs that run it."""
     return {
         "source": Path(source).name,
         "model": config.model,
-        "endpoint": Endpoint(config).address,
         "temperature": config.temperature,
         "extra_body": without_secrets(dict(config.extra_body)),
         "prompts": prompts.digest,
