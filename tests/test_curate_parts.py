@@ -16,8 +16,9 @@ from mvtrain.curate.reading import read_json, read_text
 from mvtrain.curate.records import Complaints, Step
 from mvtrain.curate.sources import SourceColumns
 from mvtrain.curate.stages.groups import read_groups
+from mvtrain.curate.stages.map_reduce import MapReduceForm, read_map_reduce
 from mvtrain.curate.stages.refill import read_copy
-from mvtrain.curate.stages.rewriting import MapReduceForm, read_map_reduce, read_path
+from mvtrain.curate.stages.rewrite import read_path
 from mvtrain.curate.stages.summary import read_steps
 from mvtrain.curate.units import numbered, split_units
 from mvtrain.evaluate.grading_answers import last_box

@@ -11,11 +11,11 @@ from mvtrain.curate.asking import Client, Dialogue
 from mvtrain.curate.faults import RequestFailed
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Complaint, Done, Draft, Rejected, Source
-from mvtrain.curate.stages import groups, outline, refill, rewriting, summary
+from mvtrain.curate.stages import groups, map_reduce, outline, refill, rewrite, summary, trace
 from mvtrain.curate.units import split_units
 from mvtrain.grammar import TAGS, render
 
-STAGES = (summary.NAME, groups.NAME, refill.NAME, rewriting.MAP_REDUCE, rewriting.REWRITE)
+STAGES = (summary.NAME, groups.NAME, refill.NAME, map_reduce.NAME, rewrite.NAME)
 """Names of what asks the model, in order; the outline between groups and refill follows from both."""
 
 SameAnswer = Callable[[str, str], Awaitable["bool | None"]]
@@ -119,18 +119,20 @@ class Curator:
             raise Rejected("outline", [Complaint("nothing parallel", "no neighbouring steps are independent")])
         draft = outline.draw_outline(draft)
         draft = await self._timed(refill.NAME, refill.refill(draft, dialogue, self.prompts, settings.limit))
-        draft = await self._timed(rewriting.REWRITE, rewriting.rewrite(draft, dialogue, self.prompts, settings.limit))
+        draft = await self._timed(map_reduce.NAME, map_reduce.frame_blocks(draft, dialogue, self.prompts))
+        draft = await self._timed(rewrite.NAME, rewrite.rewrite_paths(draft, dialogue, self.prompts, settings.limit))
+        draft = trace.assemble(draft, settings.limit)
         await self._check_answer(draft)
         return draft
 
     async def _check_answer(self, draft: Draft) -> None:
         """A final answer within the chain is still there, and the same."""
-        before, after = self.final_answer(draft.source.chain), self.final_answer(rewriting.plain_text(draft))
+        before, after = self.final_answer(draft.source.chain), self.final_answer(trace.plain_text(draft))
         if before is None or before == after:
             return
         if after is None or await self.same_answer(after, before) is False:
             text = f"the chain ends in {_short(before)}, the trace in {_short(after or 'nothing')}"
-            raise Rejected(rewriting.REWRITE, [Complaint("answer lost", text)])
+            raise Rejected(trace.NAME, [Complaint("answer lost", text)])
 
     async def _timed(self, stage: str, work: Any) -> Draft:
         self.on_stage(stage, "begin")
@@ -150,7 +152,10 @@ def _stages(draft: Draft, dialogue: Dialogue) -> dict[str, Any]:
     if draft.outline:
         found[outline.NAME] = outline.outline_text(draft.outline)
     if draft.blocks:
-        found[rewriting.REWRITE] = draft.blocks
+        found["blocks"] = [
+            {"label": b.label, "outlines": b.outlines, "paths": b.paths, "conclusion": b.conclusion}
+            for b in draft.blocks
+        ]
     return found
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Source
-from mvtrain.curate.stages import groups, rewriting, summary
+from mvtrain.curate.stages import groups, map_reduce, rewrite, summary
+from mvtrain.curate.stages.texts import CONTEXT
 from mvtrain.curate.units import numbered, split_units
 
 CHARACTERS_PER_TOKEN = 3.0
@@ -61,14 +62,14 @@ def _add(found: Estimate, source: Source, prompts: Prompts) -> None:
     num_blocks = max(1.0, chain / TOKENS_PER_BLOCK)
     num_paths = num_blocks * PATHS_PER_BLOCK
     on_paths = SHARE_IN_BLOCKS * chain
-    tree, context = 25 * num_steps, question + min(chain / 2, rewriting.CONTEXT / CHARACTERS_PER_TOKEN)
+    tree, context = 25 * num_steps, question + min(chain / 2, CONTEXT / CHARACTERS_PER_TOKEN)
     own = {name: _tokens(text) for name, text in prompts.texts.items()}
     found._count(summary.NAME, 1, first, tree)
     found._count(groups.NAME, 1, first + 2 * tree + own[groups.NAME], 15 * num_steps)
-    per_block = num_blocks * (own[rewriting.MAP_REDUCE] + context)
-    found._count(rewriting.MAP_REDUCE, num_blocks, per_block + on_paths, 150 * num_blocks)
-    per_path = num_paths * (own[rewriting.REWRITE] + context)
-    found._count(rewriting.REWRITE, num_paths, per_path + on_paths, on_paths)
+    per_block = num_blocks * (own[map_reduce.NAME] + context)
+    found._count(map_reduce.NAME, num_blocks, per_block + on_paths, 150 * num_blocks)
+    per_path = num_paths * (own[rewrite.NAME] + context)
+    found._count(rewrite.NAME, num_paths, per_path + on_paths, on_paths)
 
 
 def _tokens(text: str) -> float:

@@ -97,6 +97,20 @@ Part = Step | Branching
 
 
 @dataclass(frozen=True)
+class Framed:
+    """A block with its Map and Reduce, then with its paths, and what stands before it."""
+
+    block: Branching
+    label: str | None
+    """That of the path around it."""
+    before: str
+    outlines: tuple[str, ...] = ()
+    conclusion: str = ""
+    paths: tuple[str, ...] = ()
+    """Rewritten; `[[block 1]]` stands where a block is."""
+
+
+@dataclass(frozen=True)
 class Draft:
     """What the stages have made of a source so far. Each stage fills in the fields behind its name."""
 
@@ -109,8 +123,7 @@ class Draft:
     outline: tuple[Part, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     """Text of every step without substeps, by its id."""
-    blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Outlines, conclusion and rewritten paths of every block, by its label."""
+    blocks: tuple[Framed, ...] = ()
     trace: Trace | None = None
     distance: float = 0.0
     """Edit distance between what the trace's texts and paths say and the chain, over the longer of both."""

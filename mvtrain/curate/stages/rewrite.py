@@ -1,0 +1,71 @@
+"""Stage 5, second half: every path rewritten on its own, so that it stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mvtrain.curate.asking import Dialogue, all_of
+from mvtrain.curate.distance import edits_between
+from mvtrain.curate.independence import references, used_results
+from mvtrain.curate.prompts import Prompts
+from mvtrain.curate.reading import unwrapped
+from mvtrain.curate.records import Complaint, Complaints, Draft, Framed
+from mvtrain.curate.stages.map_reduce import siblings_of
+from mvtrain.curate.stages.texts import LABELLED, PLACE, context_of, tag_complaints, with_places
+from mvtrain.grammar import child_label
+
+NAME = "rewrite"
+FREE_EDITS = 40
+"""Characters that may change in a path however short it is: "Similarly, " can be half of a short one."""
+
+
+async def rewrite_paths(draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float) -> Draft:
+    """Fills in the paths of all `blocks`. Raises Rejected where one was answered badly too often."""
+    jobs = [(frame, number) for frame in draft.blocks for number in range(1, len(frame.block.paths) + 1)]
+    texts = iter(await all_of(_rewrite(*job, draft, dialogue, prompts, limit) for job in jobs))
+    blocks = [replace(frame, paths=tuple(next(texts) for _ in frame.block.paths)) for frame in draft.blocks]
+    return replace(draft, blocks=tuple(blocks))
+
+
+async def _rewrite(frame: Framed, number: int, draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float) -> str:
+    """Path `number` of a block, with `[[block 1]]` where a block stands in it."""
+    path = frame.block.paths[number - 1]
+    original = with_places(path, draft)
+    if not PLACE.sub("", original).strip():
+        return original
+    label = child_label(frame.label, number)
+    others = siblings_of(frame, number, draft)
+    known = f"{draft.source.question}\n{frame.before}\n{frame.outlines[number - 1]}"
+    content = prompts.fill(
+        NAME, question=draft.source.question, before=context_of(frame.before),
+        outline=frame.outlines[number - 1], path=original,
+    )  # fmt: skip
+    return await dialogue.ask(
+        NAME, f"{NAME} {frame.block.label} path {number}", [{"role": "user", "content": content}],
+        lambda answer: read_path(answer, original, label, known, others, limit),
+    )  # fmt: skip
+
+
+def read_path(
+    answer: str, original: str, label: str, known: str, others: Sequence[tuple[str, str]], limit: float
+) -> str:
+    """Raises Complaints where a rewritten path points at a sibling, is another text, or has lost a block's place."""
+    text = LABELLED.sub("", unwrapped(answer))
+    complaints = tag_complaints(text)
+    places, found = PLACE.findall(original), PLACE.findall(text)
+    if places != found:
+        complaints.append(
+            Complaint("labels", f"expected {', '.join(places) or 'no [[block ..]]'}, each once, in order")
+        )
+    plain = PLACE.sub(" ", text)
+    edits, longer = edits_between(plain, PLACE.sub(" ", original))
+    if edits > max(limit * longer, FREE_EDITS):
+        complaints.append(
+            Complaint("content", f"{edits} of {longer} characters were changed, at most {limit:.0%} may be")
+        )
+    complaints += references(plain, label, [other for other, _ in others])
+    complaints += used_results(plain, known, others)
+    if complaints:
+        raise Complaints(complaints)
+    return text
