@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, and which tests may run side by side."""
+"""What all tests share: Triton's interpreter where there is no GPU, and which tests run side by side."""
 
 import os
 
@@ -11,12 +11,17 @@ if not torch.cuda.is_available():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n`: each file stays on one worker, so that its fixtures are made once. Those of distributed/, which start
-    processes of their own, share a worker, so that never more than one of them runs."""
-    from xdist.scheduler import LoadScopeScheduling
+    """With `-n`: each file stays on one worker, so that its fixtures are made once."""
+    from xdist.scheduler import LoadFileScheduling
 
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "distributed" if nodeid.startswith("tests/distributed/") else nodeid.split("::", 1)[0]
+    class ByFile(LoadFileScheduling):
+        """The first worker takes the files of distributed/, whose tests start several processes, and the others take
+        the rest, so that there is not always more to do than there are cores; whoever is through helps the others."""
+
+        def _assign_work_unit(self, node) -> None:
+            starts_processes = node is self.nodes[0]
+            fitting = (s for s in self.workqueue if s.startswith("tests/distributed/") == starts_processes)
+            self.workqueue.move_to_end(next(fitting, next(iter(self.workqueue))), last=False)
+            super()._assign_work_unit(node)
 
     return ByFile(config, log)
