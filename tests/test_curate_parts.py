@@ -20,7 +20,7 @@ from mvtrain.curate.stages.map_reduce import MapReduceForm, read_map_reduce
 from mvtrain.curate.stages.refill import read_copy
 from mvtrain.curate.stages.rewrite import read_path
 from mvtrain.curate.stages.summary import read_steps
-from mvtrain.curate.units import numbered, split_units
+from mvtrain.curate.units import at_most, numbered, split_units
 from mvtrain.evaluate.grading_answers import last_box
 
 # Units
@@ -38,6 +38,14 @@ def test_units_by_hand():
     assert split_units("Two. Three is $a. b$ so. Four.", longest=10) == ("Two. ", "Three is $a. b$ so. ", "Four.")
     assert split_units("\n\nOne") == ("\n\nOne",) and split_units("") == ()
     assert numbered(("One.\n\n", "Two."), 4) == "[4] One.\n[5] Two."
+
+
+@given(st.integers(1, 50), st.integers(1, 20))
+def test_many_units_become_few_and_stay_the_same_text(count, most):
+    units = tuple(f"line {k}\n" for k in range(count))
+    fewer = at_most(units, most)
+    assert "".join(fewer) == "".join(units) and len(fewer) <= most
+    assert max(map(len, fewer)) <= -(-count // most) * len("line 00\n")
 
 
 # Reading answers
@@ -238,15 +246,47 @@ def test_paths_that_do_not_stand_alone(text, said):
 # Independence
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "First we add. In the first sum, 3 and 4 are added. Similarly, the second sum is 9.",
-        "Case 2 of the theorem applies. The last digit is 7.",
-        "There are two cases. In the other one of them x is 3.",
-        "The next prime is 11.",
-    ],
-)
+STANDING_ALONE = [
+    "First we add. In the first sum, 3 and 4 are added. Similarly, the second sum is 9.",
+    "Case 2 of the theorem applies. The last digit is 7.",
+    "There are two cases. In the other one of them x is 3.",
+    "The next prime is 11.",
+    "Let x be the smaller root. Then x = 3 - sqrt(5). Next we square: x^2 = 14 - 6 sqrt(5).",
+    "Consider n = 2 mod 3. Then n^2 = 4 = 1 mod 3. The same holds for n^4.",
+    "To check the second condition, substitute y = 25: 2 * 25 - 10 = 40, which is positive.",
+    "The area is given by the other formula, A = 1/2 ab sin C. With a = 10, b = 12 and C = 30 degrees it is 30.",
+    "Wait, let me recompute. 17 * 13 = 221. Yes, 221. Again 221 - 200 = 21.",
+    "By the first step of the algorithm, gcd(48, 18) = gcd(18, 12). Continue: gcd(12, 6) = 6.",
+    "In the first row the sum is 15. In the second row it is also 15. So the rows agree.",
+    "Suppose the last digit is 5. Then the number is divisible by 5; the previous digit can be 2 or 7.",
+    "The derivative is 3x^2 - 12. Setting it to zero gives x = 2 or x = -2. At x = 2 the value is -16.",
+    "For the second approach, use generating functions. The coefficient of x^10 is 66.",
+    "Case 2: x < 0. Here |x| = -x, so -x + 2x = 6 and x = 6, which contradicts x < 0.",
+    "If the first card is red, the second is black with probability 26/51.",
+    "Substituting back into the original equation: 2(7) + 3 = 17. It checks.",
+    "Instead of integrating, use symmetry: both halves are equal, so the integral is 2 * 4 = 8.",
+    "Now the denominator: 3! * 4! = 6 * 24 = 144.",
+]
+POINTING_ELSEWHERE = [
+    "Similarly, f(3) = 9.",
+    "Also, 5 divides n. So n = 5k and k < 20.",
+    "Alternatively, we can count the complement: there are 2^10 = 1024 strings.",
+    "On the other hand, x < 0 gives nothing.",
+    "As in the first case, we square both sides.",
+    "We use the same idea as before and get 12.",
+    "Unlike the second approach this one needs no calculus.",
+    "The value from the previous path is needed here.",
+    "By the same argument, b is even.",
+    "It is path 1 that gives the bound.",
+]
+
+
+@pytest.mark.parametrize("text", POINTING_ELSEWHERE)
+def test_what_points_out_of_a_path_is_found(text):
+    assert list(references(text, "2", ["1", "3"]))
+
+
+@pytest.mark.parametrize("text", STANDING_ALONE)
 def test_what_a_path_says_of_itself_is_no_reference(text):
     assert list(references(text, "2", ["1", "3"])) == []
 

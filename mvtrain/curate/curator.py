@@ -12,7 +12,7 @@ from mvtrain.curate.faults import RequestFailed
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Complaint, Done, Draft, Rejected, Source
 from mvtrain.curate.stages import groups, map_reduce, outline, refill, rewrite, summary, trace
-from mvtrain.curate.units import split_units
+from mvtrain.curate.units import at_most, split_units
 from mvtrain.grammar import TAGS, render
 
 STAGES = (summary.NAME, groups.NAME, refill.NAME, map_reduce.NAME, rewrite.NAME)
@@ -36,8 +36,8 @@ class CurateSettings:
     """Limit on each answer of the model."""
     keep_sequential: bool = False
     """Whether a chain without anything parallel becomes a trace without a block, instead of being rejected."""
-    most_units: int = 1500
-    """Chains of more units are rejected: nobody can cut them in one answer."""
+    most_units: int = 600
+    """Of longer chains several neighbouring units become one, so that a model can keep them in view."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("limit", 0, 1), ("tries", 1, 100), ("max_tokens", 1, 10**7), ("most_units", 1, 10**7)):
@@ -65,7 +65,7 @@ class Curator:
         draft = Draft(source)
         try:
             await self._check_source(source)
-            draft = Draft(source, split_units(source.chain))
+            draft = Draft(source, at_most(split_units(source.chain), self.settings.most_units))
             draft = await self._make(draft, dialogue)
         except Rejected as error:
             stages = _stages(draft, dialogue)
@@ -90,10 +90,6 @@ class Curator:
         if source.reference and await self.same_answer(source.answer, source.reference) is False:
             wrong = f"the answer {_short(source.answer)} is not the reference {_short(source.reference)}"
             raise Rejected("source", [Complaint("wrong answer", wrong)])
-        num_units = len(split_units(source.chain))
-        if num_units > self.settings.most_units:
-            text = f"the chain has {num_units} units, at most {self.settings.most_units} are cut"
-            raise Rejected("source", [Complaint("too long", text)])
 
     async def _make(self, draft: Draft, dialogue: Dialogue) -> Draft:
         """All stages. A group that proves dependent sends the record back to stage 2, as often as it has tries."""

@@ -1,6 +1,7 @@
 """Whether a path stands alone: it speaks of no sibling, and uses no result of one. Standard library only.
 
 Rules find what a rewriting is meant to remove and what shows that a grouping was wrong; they cannot prove independence.
+The words are English; of other languages only numbers and labels are read.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from mvtrain.curate.records import Complaint
 
 _KINDS = r"path|branch|case|sub-?task|sub-?problem|part|approach|method|candidate|option|attempt|step|section"
-_ORDER = r"previous|preceding|earlier|other|another|first|second|third|last|next|following|former|latter|prior|above"
+_ORDER = r"first|second|third|last|next|following"
 _ANYWHERE = re.compile(
-    rf"\b(?:as|like|from|by|in|of|to|than|unlike|with)\s+(?:\w+\s+){{0,3}}the\s+(?:{_ORDER})\s+(?:{_KINDS})s?\b"
+    # "in the first case" may be one of its own; "as in the first case" is another's.
+    rf"\b(?:as|like|unlike|than)\s+(?:\w+\s+){{0,3}}the\s+(?:{_ORDER})\s+(?:{_KINDS})s?\b"
     rf"|\bthe\s+(?:previous|preceding|other|earlier|prior)\s+(?:{_KINDS})s?\b"
     r"|\b(?:as|like)\s+(?:we\s+\w+\s+)?(?:before|above|previously|earlier)\b"
     r"|\b(?:see|shown|found|computed|derived|noted)\s+(?:above|before|earlier|previously)\b",
@@ -22,7 +24,8 @@ _ANYWHERE = re.compile(
 _IN_THE_FIRST_SENTENCE = re.compile(
     r"\b(?:similarly|likewise|analogously|in the same way|by the same (?:argument|reasoning|method|token)"
     r"|in contrast|by contrast|the latter|the former|same (?:as|here|thing))\b"
-    r"|\A\W*(?:next|also|again|otherwise|this time|alternatively|on the other hand|instead)\b(?=,|\s)(?!\s+\w+\s+is\b)",
+    r"|\A\W*(?:next|also|again|otherwise|this time|alternatively|on the other hand|instead(?!\s+of))\b(?=,|\s)"
+    r"(?!\s+\w+\s+is\b)",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:/\d+)?(?![\w]|\.\d)")

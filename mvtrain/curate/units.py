@@ -20,6 +20,12 @@ def split_units(chain: str, longest: int = LONGEST) -> tuple[str, ...]:
     return ("".join(units[: blank + 1]), *units[blank + 1 :]) if units else ()
 
 
+def at_most(units: tuple[str, ...], most: int) -> tuple[str, ...]:
+    """The same text in no more than `most` units: as many neighbours become one as it takes."""
+    size = -(-len(units) // most)
+    return tuple("".join(units[i : i + size]) for i in range(0, len(units), size)) if size > 1 else units
+
+
 def _sentences(line: str) -> list[str]:
     """Cut after the white space behind a sentence, but not within a formula in dollars or between `\\(` and `\\)`."""
     cuts, start = [], 0
