@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -166,3 +167,27 @@ def test_push_sends_traces_and_card_and_nothing_else(chains, tmp_path, monkeypat
     with ChatServer(curate_model.competent) as server:
         assert curate(chains, tmp_path / "out", server, "--overwrite", "--push", "me/traces") == 2
     assert "--push me/traces: no such token; the folder is complete" in capsys.readouterr().err
+
+
+def test_settings_that_finished_nothing_bind_nobody(chains, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["--base-url", "http://127.0.0.1:9/v1", "--retries", "0"]
+    assert main(["curate", str(chains), str(out), "--model", "wrong", *flags]) == 3
+    assert "is the server running, and base_url right?" in capsys.readouterr().err
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, out, server) == 0
+    assert len(accepted(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "m"], "OPENAI_API_KEY is not set"),
+        (["--model", "m", "--extra-body", "{bad"], "not JSON"),
+        (["--model", "m", "--extra-body", "[1]"], "expected a JSON object"),
+    ],
+)
+def test_mistakes_leave_no_folder(flags, said, chains, tmp_path, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main(["curate", str(chains), str(tmp_path / "out"), *flags]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

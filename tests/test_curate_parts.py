@@ -26,7 +26,7 @@ from mvtrain.evaluate.grading_answers import last_box
 # Units
 
 
-@given(st.text(alphabet="ab .!?\n$\\(:;", max_size=200), st.integers(1, 40))
+@given(st.text(alphabet="ab .!?\n$\\(:;\u3002", max_size=200), st.integers(1, 40))
 def test_units_joined_are_the_chain_and_none_is_blank(chain, longest):
     units = split_units(chain, longest)
     assert "".join(units) == chain
@@ -36,6 +36,7 @@ def test_units_joined_are_the_chain_and_none_is_blank(chain, longest):
 def test_units_by_hand():
     assert split_units("One.\n\nTwo. Three.\n") == ("One.\n\n", "Two. Three.\n")
     assert split_units("Two. Three is $a. b$ so. Four.", longest=10) == ("Two. ", "Three is $a. b$ so. ", "Four.")
+    assert split_units("先求x。再求y！最后。", longest=5) == ("先求x。", "再求y！", "最后。")
     assert split_units("\n\nOne") == ("\n\nOne",) and split_units("") == ()
     assert numbered(("One.\n\n", "Two."), 4) == "[4] One.\n[5] Two."
 
@@ -348,6 +349,7 @@ def test_columns_of_public_sets():
     s = source(question="q", chain=r"so \boxed{7}", solution="long " * 100 + r"\boxed{8}")
     assert (s.answer, s.reference) == (r"\boxed{7}", "8")
     assert source(question="q", chain="c", solution="long " * 100).answer == ""
+    assert source(question="q", chain="a\r\nb", answer="7").chain == "a\nb"
     named = SourceColumns(question="ask", chain="how")
     assert source(named, ask="q", how="c", answer="7").answer == r"\boxed{7}"
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", type=int, metavar="N", help="requests at the same time (default: 64)")
     add("--timeout", type=float, dest="timeout_s", metavar="S", help="seconds for a request (default: 600)")
     add("--retries", type=int, dest="max_retries", metavar="N", help="of a request that failed (default: 6)")
-    add("--extra-body", type=json.loads, metavar="JSON", help="goes into every request, such as '{\"top_p\": 0.95}'")
+    add("--extra-body", type=_json_object, metavar="JSON", help="goes into every request, such as '{\"top_p\": 0.95}'")
     add("--token-limit-field", metavar="NAME", help="max_tokens (default), or max_completion_tokens")
     add("--price-input", type=float, metavar="USD", help="per million tokens")
     add("--price-output", type=float, metavar="USD", help="per million tokens")
@@ -91,6 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'expected a JSON object, such as {{"top_p": 0.95}}, not {text}')
+    return value
+
+
 def _defaults_of(what: str) -> str:
     from mvtrain.curate.sources import COLUMNS
 
@@ -99,6 +109,7 @@ def _defaults_of(what: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from mvtrain.curate.curator import CurateSettings
+    from mvtrain.curate.endpoint import Endpoint
     from mvtrain.curate.prompts import Prompts
 
     options = _options(args)
@@ -115,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
     _check_push(args.push)
-    next(_sources(args), None)  # a file that cannot be read is told before a folder is made
+    Endpoint(config)  # a key that is missing, and a file that cannot be read, are told before a folder is made
+    next(_sources(args), None)
     out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out, "curation")
     try:

@@ -41,7 +41,8 @@ def take_up(folder: Path, identity: dict[str, Any], overwrite: bool) -> None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file}: not written by `mvtrain curate`; give another folder") from None
     names = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
-    if names and not overwrite:
+    has_records = journal.exists() and journal.stat().st_size > 0
+    if names and has_records and not overwrite:
         changes = "; ".join(f"{k} was {before.get(k)!r} and is {identity.get(k)!r}" for k in names)
         raise ValueError(f"{folder} was made with other settings: {changes}; give another folder, or --overwrite")
     if overwrite:

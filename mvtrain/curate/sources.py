@@ -75,7 +75,7 @@ class SourceColumns:
         value = fields[name]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
-        return value if isinstance(value, str) else ""
+        return value.replace("\r\n", "\n") if isinstance(value, str) else ""
 
 
 def _first(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ LONGEST = 400
 """Characters of a line from which on its sentences are units of their own."""
 
 _LINE = re.compile(r"[^\n]*\n\s*|[^\n]+\Z")
-_SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|(?<=[\u3002\uff01\uff1f\uff1b])\s*")  # Chinese: no space behind
 
 
 def split_units(chain: str, longest: int = LONGEST) -> tuple[str, ...]:
