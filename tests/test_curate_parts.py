@@ -36,7 +36,7 @@ def test_units_joined_are_the_chain_and_none_is_blank(chain, longest):
 def test_units_by_hand():
     assert split_units("One.\n\nTwo. Three.\n") == ("One.\n\n", "Two. Three.\n")
     assert split_units("Two. Three is $a. b$ so. Four.", longest=10) == ("Two. ", "Three is $a. b$ so. ", "Four.")
-    assert split_units("先求x。再求y！最后。", longest=5) == ("先求x。", "再求y！", "最后。")
+    assert split_units("先求x。再求y。最后。", longest=5) == ("先求x。", "再求y。", "最后。")
     assert split_units("\n\nOne") == ("\n\nOne",) and split_units("") == ()
     assert numbered(("One.\n\n", "Two."), 4) == "[4] One.\n[5] Two."
 
