@@ -25,7 +25,9 @@ class GroupsForm(BaseModel):
 
 
 async def find_groups(draft: Draft, dialogue: Dialogue, prompts: Prompts) -> Draft:
-    """Fills in `groups`; there may be none."""
+    """Fills in `groups`; there may be none. Where there is one step only nobody is asked."""
+    if len(draft.steps) == 1 and not draft.steps[0].substeps:
+        return draft
     messages = (*draft.dialogue, {"role": "user", "content": prompts.fill(NAME, steps=listing(draft.steps))})
     groups = await dialogue.ask(NAME, NAME, messages, lambda answer: read_groups(answer, draft.steps))
     return replace(draft, groups=groups)

@@ -52,7 +52,8 @@ def _check_dependence(frames: Sequence[Framed], draft: Draft) -> None:
         known = f"{draft.source.question}\n{frame.before}"
         for number, path in enumerate(frame.block.paths, 1):
             steps = ", ".join(step.id for step in leaves_of(path))
-            found = used_results(text_of(path, draft), known, siblings_of(frame, number, draft))
+            earlier = siblings_of(frame, number, draft)[: number - 1]  # a chain cannot use what it has not come to
+            found = used_results(text_of(path, draft), known, earlier)
             complaints += [Complaint(c.kind, f"{steps} is not independent: {c.text}") for c in found]
     if complaints:
         raise Rejected("groups", complaints)

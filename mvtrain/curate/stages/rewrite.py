@@ -36,7 +36,8 @@ async def _rewrite(frame: Framed, number: int, draft: Draft, dialogue: Dialogue,
         return original
     label = child_label(frame.label, number)
     others = siblings_of(frame, number, draft)
-    known = f"{draft.source.question}\n{frame.before}\n{frame.outlines[number - 1]}"
+    # The chain's own numbers were looked at before the path was asked for.
+    known = f"{draft.source.question}\n{frame.before}\n{frame.outlines[number - 1]}\n{original}"
     content = prompts.fill(
         NAME, question=draft.source.question, before=context_of(frame.before),
         outline=frame.outlines[number - 1], path=original,
