@@ -69,6 +69,7 @@ def make_checkpoint(folder: str, width: int, layers: int, heads: int, seed: int)
         head_dim=width // heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        initializer_range=0.06,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -56,7 +56,7 @@ def solve_sat(question: str) -> str:
 
 def solve_ways(question: str) -> str:
     text, _, rest = question.removeprefix("Roads: ").partition(" .\n")
-    roads = dict(road.split(" > ") for road in text.split(" , "))
+    roads = dict(road.split() for road in text.split(" , "))
     starts = dict(re.findall(r"(\d+): (\w+)", rest))
     ends = {}
     for number, place in starts.items():
@@ -198,3 +198,17 @@ def test_the_command_refuses_difficulties_that_are_none(tmp_path, capsys, flags,
     assert main(["prepare", "synthetic", str(tmp_path / "x.jsonl"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_plain_rows_have_the_chain_and_no_tag(tmp_path):
+    for name, flags in (("plain", ["--plain"]), ("both", [])):
+        out = str(tmp_path / f"{name}.jsonl")
+        assert main(["prepare", "synthetic", out, "--task", "mixed", "--count", "6", *flags]) == 0
+    plain, both = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("plain", "both")
+    )
+    for bare, row in zip(plain, both, strict=True):
+        assert bare["question"] == row["question"] and not re.search("|".join(TAGS), bare["response"])
+        assert bare["response"].startswith(row["deepseek_thinking_trajectory_sequential"])
+        assert grade(bare["response"], bare["answer"]).correct is True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvtrain.folders import whole_file
+from mvtrain.prompt import response_text
 
 TRAVELLERS = "travellers"
 TASKS = (TRAVELLERS, "sat", "collective", "selective", "mixed")
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, default=TRAVELLERS, help=f"which problems (default {TRAVELLERS})")
     parser.add_argument("--difficulty", metavar="D",
         help="a number, or a range as 2-5: variables of sat, ways of the others; travellers have none")  # fmt: skip
+    parser.add_argument("--plain", action="store_true",
+        help="rows of question and response: the chain without any tag, to train a model that has none")  # fmt: skip
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="how many problems (default 1000)")
     parser.add_argument("--seed", type=int, default=0,
         help="another seed gives other problems; those of a task, if it differs modulo 4 (default 0)")  # fmt: skip
@@ -33,9 +36,16 @@ def run(args: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as file:
         for index, problem in enumerate(found):
-            file.write(json.dumps(problem.row(f"{name}-{args.seed}-{index}")) + "\n")
+            row = problem.row(f"{name}-{args.seed}-{index}")
+            file.write(json.dumps(_plain(row) if args.plain else row) + "\n")
     print(f"wrote {args.count} problems to {args.out}")
     return 0
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The sequential form as a whole turn of the assistant, so that no `<Think>` is put around it."""
+    response = response_text(row["deepseek_thinking_trajectory_sequential"], row["deepseek_attempt"])
+    return {"id": row["id"], "question": row["question"], "response": response, "answer": row["answer"]}
 
 
 def _problems(args: argparse.Namespace) -> Iterable[Any]:

@@ -1,6 +1,6 @@
 """Ways over roads: every road leads from one place to one other, and a way ends where a word stands that is no place.
 
-A step is "> stone": look up in the question which road leads on from the last place, and copy where it goes.
+A step is one word: look up in the question which road leads on from the last place, and copy where it goes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def question(source: random.Random, ways: Iterable[Way], asked: str) -> str:
     roads = [road for way in ways for road in pairwise(way)]
     source.shuffle(roads)
     starts = "\n".join(f"{number}: {way[0]}" for number, way in enumerate(ways, start=1))
-    return "Roads: " + " , ".join(f"{start} > {end}" for start, end in roads) + f" .\n{starts}\n{asked}"
+    return "Roads: " + " , ".join(f"{start} {end}" for start, end in roads) + f" .\n{starts}\n{asked}"
 
 
 def case(number: int, way: Way) -> Case:
     """Follow one way."""
-    return Case(str(number), f" {way[0]}", (f" {' > '.join(way)} {number}= {way[-1]}",))
+    return Case(str(number), f" {way[0]}", (f" {' '.join(way)} {number}= {way[-1]}",))
 
 
 def results(ways: Iterable[Way]) -> str:
