@@ -44,6 +44,7 @@ def main() -> None:
     make.add_argument("--width", type=int, default=128, help="of the hidden states (default 128)")
     make.add_argument("--layers", type=int, default=4, help="default 4")
     make.add_argument("--heads", type=int, default=4, help="of queries and keys (default 4)")
+    make.add_argument("--head-width", type=int, default=64, help="of each head (default 64)")
     make.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     untag = commands.add_parser("untag", help="the autoregressive model within a trained checkpoint")
     untag.add_argument("trained", help="folder of the trained checkpoint")
@@ -51,12 +52,12 @@ def main() -> None:
     untag.add_argument("folder", help="where the result goes")
     args = parser.parse_args()
     if args.command == "make":
-        make_checkpoint(args.folder, args.width, args.layers, args.heads, args.seed)
+        make_checkpoint(args.folder, args.width, args.layers, args.heads, args.head_width, args.seed)
     else:
         remove_tags(args.trained, args.original, args.folder)
 
 
-def make_checkpoint(folder: str, width: int, layers: int, heads: int, seed: int) -> None:
+def make_checkpoint(folder: str, width: int, layers: int, heads: int, head_width: int, seed: int) -> None:
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -66,7 +67,7 @@ def make_checkpoint(folder: str, width: int, layers: int, heads: int, seed: int)
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=width // heads,
+        head_dim=head_width,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=0.06,
@@ -113,7 +114,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def _words() -> list[str]:
     """Of all tasks in both forms, of prompts and answers, and of the tags' names, from which their rows are made."""
     texts = ["user\nassistant\n", PARALLEL_SUFFIX, SEQUENTIAL_SUFFIX]
-    for task, difficulty in (("sat", (MAX_VARIABLES, MAX_VARIABLES)), ("sat", (2, 5)), ("mixed", (2, 8))):
+    for task, difficulty in (("sat", (MAX_VARIABLES, MAX_VARIABLES)), ("sat", (2, 5)), ("mixed", (2, 6))):
         for problem in problems(task, NUM_READ if task == "mixed" else 40, 0, difficulty):
             row = problem.row("")
             texts += [row["question"] + PARALLEL_SUFFIX, problem.sequential, problem.parallel]

@@ -56,7 +56,7 @@ def solve_sat(question: str) -> str:
 
 def solve_ways(question: str) -> str:
     text, _, rest = question.removeprefix("Roads: ").partition(" .\n")
-    roads = dict(road.split() for road in text.split(" , "))
+    roads = dict(road.split(": ") for road in text.split(" , "))
     starts = dict(re.findall(r"(\d+): (\w+)", rest))
     ends = {}
     for number, place in starts.items():
@@ -189,7 +189,7 @@ def test_the_command_writes_a_task(tmp_path):
     ("flags", "message"),
     [
         (["--task", "sat", "--difficulty", "1"], "difficulty 1: task sat has 2 to 8 (variables of the formula)"),
-        (["--task", "mixed", "--difficulty", "4-3"], "difficulty 4-3: task mixed has 2 to 8"),
+        (["--task", "mixed", "--difficulty", "4-3"], "difficulty 4-3: task mixed has 2 to 6"),
         (["--task", "sat", "--difficulty", "x"], "--difficulty x: expected a number, or a range such as 2-5"),
         (["--difficulty", "3"], "--difficulty 3: travellers have none"),
     ],

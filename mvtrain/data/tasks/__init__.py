@@ -37,9 +37,9 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "sat": Task(sat.draw, "variables of the formula", 3, sat.MIN_VARIABLES, sat.MAX_VARIABLES),
-    "collective": Task(collective.draw, "independent ways, all of which are asked for", 4, 2, 8),
-    "selective": Task(selective.draw, "ways, of which one leads home", 4, 2, 8),
-    "mixed": Task(mixed.draw, "ways, or legs of a single way without any parallelism", 4, 2, 8),
+    "collective": Task(collective.draw, "independent ways, all of which are asked for", 4, 2, 6),
+    "selective": Task(selective.draw, "ways, of which one leads home", 4, 2, 6),
+    "mixed": Task(mixed.draw, "ways, or legs of a single way without any parallelism", 4, 2, 6),
 }
 
 
