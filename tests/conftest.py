@@ -21,7 +21,7 @@ def pytest_xdist_make_scheduler(config, log):
         def _assign_work_unit(self, node) -> None:
             starts_processes = node is self.nodes[0]
             fitting = (s for s in self.workqueue if s.startswith("tests/distributed/") == starts_processes)
-            self.workqueue.move_to_end(next(fitting, next(iter(self.workqueue))), last=False)
+            self.workqueue.move_to_end(next(fitting, next(reversed(self.workqueue))), last=False)
             super()._assign_work_unit(node)
 
     return ByFile(config, log)
