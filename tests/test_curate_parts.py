@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,7 @@ def reply(text: str, reason: str = "stop") -> SimpleNamespace:
     [
         (reply(""), "empty"),
         (reply("<think>only thoughts</think>  "), "empty"),
+        (reply("only thoughts, whose tag the template wrote</think>"), "empty"),
         (reply("half a", "length"), "cut off"),
         (reply("", "content_filter"), "refused"),
         (reply("", "refusal"), "refused"),
@@ -79,7 +81,9 @@ def test_answers_without_a_text(answer, kind):
         ('Here it is:\n```json\n{"outlines": [], "conclusion": "a"}\n```\nDone.', "a"),
         ('{"outlines": [], "conclusion": "\\frac{1}{2}, \\( x \\neq y \\)"}', r"\frac{1}{2}, \( x \neq y \)"),
         ('{"outlines": [], "conclusion": "half is \\\\frac{1}{2}"}', r"half is \frac{1}{2}"),
-        ('{"outlines": [], "conclusion": "one\\nThen \\"two\\", a tab\\there"}', 'one\nThen "two", a tab\there'),
+        ('{"outlines": [], "conclusion": "one\\nThen \\"two\\",\\t7"}', 'one\nThen "two",\t7'),
+        (r'{"outlines": [], "conclusion": "A \rightarrow B, \tanh x, \bigcup, \neg p, \boldsymbol y\nNext"}',
+         "A \\rightarrow B, \\tanh x, \\bigcup, \\neg p, \\boldsymbol y\nNext"),
         ('{"outlines": [], "conclusion": "a\nb"}', "a\nb"),
         ('{"outlines": [], "conclusion": "caf\\u00e9 \\union"}', r"café \union"),
     ],
@@ -129,6 +133,19 @@ def test_a_tree_by_hand():
     )
     assert read_steps(summary(([1, 2],), (None,), ([5, 7],)), 7)[1] == Step("S2", "t", None, None)
     assert read_steps(summary(([1, 7], [{"title": "a", "units": [1, 7]}])), 7) == (Step("S1", "t", 1, 7),), "one piece"
+
+
+def test_substeps_without_a_step_around_them_are_looked_at_too():
+    def tree(*units) -> str:
+        subs = [{"title": "a", "units": list(u)} for u in units]
+        return json.dumps({"steps": [{"title": "t", "units": [1, 1]}, {"title": "w", "substeps": subs}]})
+
+    assert read_steps(tree((2, 3), (4, 7)), 7)[1].substeps[1] == Step("S2.2", "a", 4, 7)
+    for units, said in (([(2, 3), (5, 7)], "begin at unit 4"), ([(0, 3), (4, 7)], "has units 1 to 7"),
+                        ([(2, 3), (2, 7)], "begin at unit 4"), ([(2, 3), (77, 99)], "has units 1 to 7")):  # fmt: skip
+        with pytest.raises(Complaints) as error:
+            read_steps(tree(*units), 7)
+        assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +201,8 @@ def test_groups_by_hand():
         ([[["S1"], ["S2"], ["S3"]]], {"S3.2": ["S1"]}, "S3 needs S1"),
         ([[["S1"], ["S2"]]], {"S2": ["S4"], "S4": ["S1"]}, "S2 needs S1"),
         ([[["S3.1"], ["S3.2"]]], {"S3.2": ["S3.1"]}, "S3.2 needs S3.1"),
+        ([[["S1"], ["S2"]]], {"2": "Step 1"}, "S2 needs S1"),
+        ([[["S1"], ["S2"]]], {"S2": ["plan"]}, "dependencies: there is no step plan"),
     ],
 )
 def test_groups_that_are_none(paths, dependencies, said):
@@ -230,17 +249,23 @@ ORIGINAL = "We compute the second value from the formula, which gives 12 + 30 = 
     [
         (ORIGINAL.replace("[[block 1]]\n", ""), "expected [[block 1]], each once, in order"),
         (ORIGINAL + "\n[[block 1]]", "each once, in order"),
-        (ORIGINAL + " And a good deal is added here that was never said in the chain.", "characters were changed"),
+        (
+            ORIGINAL + " And a good deal is added here that was never said in the chain.",
+            "characters 0 were cut and 64 added",
+        ),
         ("Similarly, " + ORIGINAL, "goes on from something that is not in it: 'Similarly'"),
         (ORIGINAL.replace("the formula", "the previous case"), "points at another path"),
         (ORIGINAL.replace("the formula", "path 1"), "speaks of path 1"),
-        (ORIGINAL.replace("12 + 30", "77 - 35"), "it uses 77, the result of path 1"),
+        (ORIGINAL.replace("12 + 30", "770 - 728"), "it uses 770, the result of path 1"),
+        (ORIGINAL.replace("12 + 30", "13 + 29"), "numbers that are not in the text: 13, 29"),
+        ("The moon is made of cheese. [[block 1]] z is 9.", "were cut and"),
+        (ORIGINAL.replace("So it is 42.", r"So it is \boxed{42}."), "expected no box, as in the text"),
     ],
 )
 def test_paths_that_do_not_stand_alone(text, said):
-    read_path(ORIGINAL, ORIGINAL, "2", "", [("1", "So it is 77.")], 0.2)
+    read_path(ORIGINAL, ORIGINAL, "2", "", [("1", "So it is 770.")], 0.2)
     with pytest.raises(Complaints) as error:
-        read_path(text, ORIGINAL, "2", "", [("1", "So it is 77.")], 0.2)
+        read_path(text, ORIGINAL, "2", "", [("1", "So it is 770.")], 0.2)
     assert said in str(error.value)
 
 
@@ -265,6 +290,8 @@ STANDING_ALONE = [
     "Case 2: x < 0. Here |x| = -x, so -x + 2x = 6 and x = 6, which contradicts x < 0.",
     "If the first card is red, the second is black with probability 26/51.",
     "Substituting back into the original equation: 2(7) + 3 = 17. It checks.",
+    "The force along the other path is zero. As noted above, it has no work to do.",
+    "By the previous step of the sum, s = 3. Next, try x = 12.",
     "Instead of integrating, use symmetry: both halves are equal, so the integral is 2 * 4 = 8.",
     "Now the denominator: 3! * 4! = 6 * 24 = 144.",
 ]
@@ -279,6 +306,12 @@ POINTING_ELSEWHERE = [
     "The value from the previous path is needed here.",
     "By the same argument, b is even.",
     "It is path 1 that gives the bound.",
+    "Just like Case 1, we square.",
+    "Using the result of Case 1, x is 5.",
+    "From case 1 we know that x > 2.",
+    "This gives 9, the same as with method 1.",
+    "Since that didn't work, let's try another approach.",
+    "\u540c\u7406, y = 3.",
 ]
 
 
@@ -295,24 +328,46 @@ def test_what_a_path_says_of_itself_is_no_reference(text):
 @pytest.mark.parametrize(
     ("text", "uses"),
     [
-        ("Take 48 and add 2.", True),
-        ("The rest is 48 - 5.", True),
-        ("So x = 12 * 4 + 2 = 48 + 2.", False),
-        ("12 times 4 = 48. Take 48 and add 2.", False),
-        ("The product is 48. Take it.", False),
-        ("We get $\\boxed{48}$.", False),
-        ("Take 480 and 4.8 and x48.", False),
+        ("Take 148 and add 2.", True),
+        ("The rest is 148 - 5.", True),
+        ("So x = 12 * 4 + 100 = 148 + 2.", False),
+        ("12 times 4 and 100 = 148. Take 148 and add 2.", False),
+        ("The product is 148. Take it.", False),
+        ("We get $\\boxed{148}$.", False),
+        ("Take 1480 and 14.8 and x148.", False),
     ],
 )
 def test_results_of_siblings(text, uses):
-    sibling = [("1", "Start with 12.\nSo there are 48 of them.")]
+    sibling = [("1", "Start with 120.\nSo there are 148 of them.")]
     assert bool(list(used_results(text, "", sibling))) is uses
-    assert not list(used_results(text, "48 is given.", sibling)), "what the question gives is nobody's result"
+    assert not list(used_results(text, "148 is given.", sibling)), "what the question gives is nobody's result"
+    assert not list(used_results("Take 120.", "", sibling)), "it is on the sibling's way"
 
 
-def test_numbers_on_the_way_of_a_sibling_are_no_results():
-    assert not list(used_results("Take 12.", "", [("1", "Start with 12.\nSo there are 48 of them.")]))
-    assert not list(used_results("Take 7.", "", [("1", "So it is 7.")])), "a digit says nothing"
+def test_small_numbers_come_up_by_chance():
+    """In a quarter of a year, at 12 o'clock: they say nothing, so what needs them is left to stage 2."""
+    assert not list(used_results("Take 48 and add 2.", "", [("1", "So there are 48 of them.")]))
+    assert list(used_results("Take 4.8 and add 2.", "", [("1", "So it is 4.8.")]))
+
+
+@pytest.mark.parametrize("first", STANDING_ALONE)
+def test_paths_that_stand_alone_use_nobody(first):
+    assert not [c for other in STANDING_ALONE if other != first for c in used_results(first, "", [("1", other)])]
+
+
+def test_unrelated_paths_stay_independent_however_long_they_are():
+    """Arithmetic that is drawn without any relation, a hundred lines a path."""
+    source = random.Random(3)
+
+    def path() -> str:
+        lines = []
+        for _ in range(100):
+            a, b = source.randint(2, 99), source.randint(2, 99)
+            lines.append(f"Then {a} plus {b} is {a + b}, and we go on with it.")
+        return "\n".join(lines)
+
+    flagged = sum(bool(list(used_results(path(), "", [("1", path())]))) for _ in range(100))
+    assert flagged <= 10, "of 100"
 
 
 # Distance, prompts, columns
@@ -346,6 +401,10 @@ def test_columns_of_public_sets():
     assert (s.id, s.question, s.chain, s.answer, s.reference) == ("row-1", "q", "c", "a 7", "7")
     s = source(id=5, problem="q", response="<think>\nc\n</think>\nThe answer is 7.", answer=7)
     assert (s.id, s.chain, s.answer, s.reference) == ("5", "c", "The answer is 7.", "7")
+    s = source(problem="q", response="c, without an opening tag\n</think>\nIt is 7.", answer="7")
+    assert (s.chain, s.answer) == ("c, without an opening tag", "It is 7.")
+    s = source(question="q", chain=r"so \boxed{7}", solution="We count: 3 + 9 = 12 ways, and none is left out.")
+    assert (s.answer, s.reference) == (r"\boxed{7}", None), "a worked solution is no answer"
     s = source(question="q", chain=r"so \boxed{7}", solution="long " * 100 + r"\boxed{8}")
     assert (s.answer, s.reference) == (r"\boxed{7}", "8")
     assert source(question="q", chain="c", solution="long " * 100).answer == ""

@@ -150,7 +150,7 @@ def test_both_forms_of_the_file_are_examples_to_train_on(curated):
     for kind in ("parallel", "sequential"):
         records = list(read_records(curated / "traces.jsonl", kind))
         examples, report = build_examples(records, tiny_tokenizer(), context=4000)
-        assert len(examples) == 10 and not report.rejected if hasattr(report, "rejected") else len(examples) == 10
+        assert (len(examples), report.num_kept) == (10, 10)
 
 
 def test_chains_without_blocks_are_kept_if_asked_for(chains, settings, tmp_path):
@@ -170,7 +170,7 @@ def test_a_careless_model_is_told_what_is_wrong_and_then_does_it_right(chains, s
     said = (message["content"] for seen in server.requests for message in seen.body["messages"])
     told = [text for text in said if "cannot be used" in text]
     faults = ("the answer is empty", "was refused", "was cut off", "is not JSON", "found none", "tags in it: <Path>")
-    for words in (*faults, "characters were changed", "points at another path"):
+    for words in (*faults, "characters 0 were cut and", "points at another path"):
         assert any(words in text for text in told), words
     kinds = {kind for row in read(tmp_path / "out" / "stages.jsonl") for answer in row["stages"]["faulty_answers"]
              for kind, _ in answer["complaints"]}  # fmt: skip
@@ -197,9 +197,9 @@ def test_a_server_in_trouble_changes_nothing(chains, settings, tmp_path, curated
 def test_a_group_that_proves_dependent_is_asked_for_again(settings, tmp_path):
     """The chain itself uses a sibling's result: no rewriting can mend that, so stage 2 is told and asked again."""
     chain = {
-        "id": "d", "question": "What is 31 * 2 + 5?", "deepseek_attempt": r"\boxed{67}", "answer": "67",
-        "deepseek_thinking_trajectory": "Work from inside.\nFirst 31 * 2 = 62.\nTake 62 and add 5, to get 67.\n"
-        "By hand as a check: 31 + 31 = 62.\nSo 67.",
+        "id": "d", "question": "What is 31 * 20 + 5?", "deepseek_attempt": r"\boxed{625}", "answer": "625",
+        "deepseek_thinking_trajectory": "Work from inside.\nFirst 31 * 20 = 620.\nTake 620 and add 5, to get 625.\n"
+        "By hand as a check: 310 + 310 = 620.\nSo 625.",
     }  # fmt: skip
     file = tmp_path / "one.jsonl"
     file.write_text(json.dumps(chain) + "\n")
@@ -212,7 +212,7 @@ def test_a_group_that_proves_dependent_is_asked_for_again(settings, tmp_path):
         if stage == "groups":
             told = request["messages"][-1]["content"]
             return json.dumps(
-                {"groups": [] if "uses 62, the result of path 1" in told else [{"paths": [["S2"], ["S3"]]}]}
+                {"groups": [] if "uses 620, the result of path 1" in told else [{"paths": [["S2"], ["S3"]]}]}
             )
         raise AssertionError("nothing more should be asked")
 
@@ -411,12 +411,13 @@ def check_no_key(folder: Path) -> None:
     ("flags", "said"),
     [
         ((), "no model; give --model"),
-        (("--model", "m", "--limit", "2"), "limit is 2.0; expected 0 to 1"),
+        (("--model", "m", "--limit", "2"), "limit is 2.0; expected a number, 0 to 1"),
         (("--model", "m", "--tries", "0"), "tries is 0"),
         (("--model", "m", "--base-url", "nonsense"), "base_url"),
         (("--model", "m", "--max-spend", "3"), "a ceiling needs prices"),
         (("--model", "m", "--chain-column", "no"), "no column no for the chain"),
         (("--model", "m", "--prompts", "/nowhere"), "no prompt in it"),
+        (("--model", "m", "--rows", "0"), "--rows 0: expected at least 1"),
         (("--model", "m", "--push", "name"), "--push name: expected owner/name"),
     ],
 )
@@ -436,8 +437,64 @@ def test_rows_that_cannot_be_read_are_rejected(chains, settings, tmp_path):
         assert curate(chains, tmp_path / "out", server, settings) == 0
     rejected = read(tmp_path / "out" / "rejected.jsonl")
     assert [row["row"] for row in rejected] == [2, 3, 4] and {row["stage"] for row in rejected} == {"source"}
-    assert "the tag <Path>" in rejected[2]["reasons"][0]
+    assert "the chain has <Path> in it" in rejected[2]["reasons"][0]
+    assert "row 2" in rejected[0]["reasons"][0] and "not JSON" in rejected[0]["reasons"][0]
     assert len(read(tmp_path / "out" / "traces.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"question": "half of a pair: \ud83d"}, r"the question has '\ud83d' in it"),
+        ({"deepseek_thinking_trajectory": "One.\n[[block 1]]\nTwo."}, "the chain has [[block 1]] in it"),
+        ({"deepseek_thinking_trajectory": "One.\nso <|im_end|> Two."}, "the chain has <|im_end|> in it"),
+        ({"deepseek_thinking_trajectory": "One.\n</think>\nTwo."}, "the chain has </think> in it"),
+        ({"deepseek_attempt": "7\u0000"}, r"the answer has '\x00' in it"),
+        ({"deepseek_thinking_trajectory": None, "chain": 7}, "the chain is empty"),
+    ],
+)
+def test_an_odd_record_is_rejected_and_all_others_go_on(change, reason, chains, settings, tmp_path):
+    rows = read(chains)
+    rows[1:1] = [{**rows[0], "id": "odd", **change}, {"id": "bare"}]
+    chains.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, tmp_path / "out", server, settings) == 0
+    assert [row["id"] for row in read(tmp_path / "out" / "traces.jsonl")] == ["absolute", "parity"]
+    odd, bare = read(tmp_path / "out" / "rejected.jsonl")
+    assert odd["reasons"] == [reason] and odd["stage"] == bare["stage"] == "source"
+    assert "row 3: no column" in bare["reasons"][0]
+
+
+def test_an_answer_that_nobody_foresaw_costs_one_record(chains, settings, tmp_path, monkeypatch):
+    from mvtrain.curate.stages import refill
+
+    copied = refill.distance
+
+    def broken(a: str, b: str) -> float:
+        if "metres" in b or "rectangle" in b:
+            raise KeyError("S2.1")
+        return copied(a, b)
+
+    monkeypatch.setattr(refill, "distance", broken)
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, tmp_path / "out", server, settings) == 0
+    rejected = {row["id"]: row for row in read(tmp_path / "out" / "rejected.jsonl")}
+    assert (rejected["areas"]["stage"], rejected["areas"]["reasons"]) == ("internal", ["KeyError: 'S2.1'"])
+    assert len(read(tmp_path / "out" / "traces.jsonl")) == 9
+
+
+def test_files_of_others_are_left_alone(chains, settings, tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("# Mine")
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, tmp_path / "own", server, settings) == 2
+        assert "own holds README.md, which `mvtrain curate` has not written" in capsys.readouterr().err
+        (tmp_path / "in").mkdir()
+        source = chains.rename(tmp_path / "in" / "traces.jsonl")
+        before = source.read_bytes()
+        assert curate(source, tmp_path / "in", server, settings) == 2
+        assert "where results would take its place" in capsys.readouterr().err and source.read_bytes() == before
+    assert (tmp_path / "own" / "README.md").read_text() == "# Mine"
 
 
 def test_a_dry_run_asks_nothing_and_is_about_right(chains, settings, tmp_path, capsys):

@@ -125,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
+    if Path(args.source).exists() and out.resolve() in Path(args.source).resolve().parents:
+        raise ValueError(f"{args.source} is in {out}, where results would take its place; give another folder")
     _check_push(args.push)
     Endpoint(config)  # a key that is missing, and a file that cannot be read, are told before a folder is made
     next(_sources(args), None)
@@ -157,7 +159,13 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             )
     flags = {name: getattr(args, name) for name in (*CLIENT_FLAGS, *MAKING_FLAGS)}
     options |= {name: value for name, value in flags.items() if value is not None}
-    args.batch = args.batch or bool(options.get("batch"))
+    if not isinstance(options.get("batch", False), bool):
+        raise ValueError(f"{args.config}: batch is {options['batch']!r}; expected true or false")
+    if not isinstance(options.get("prompts", ""), str):
+        raise ValueError(f"{args.config}: prompts is {options['prompts']!r}; expected a folder")
+    if args.rows is not None and args.rows < 1:
+        raise ValueError(f"--rows {args.rows}: expected at least 1")
+    args.batch = args.batch or options.get("batch", False)
     return options
 
 
@@ -182,10 +190,14 @@ def _sources(args: argparse.Namespace) -> Iterator[Source]:
 
     columns = SourceColumns(args.question_column, args.chain_column, args.answer_column, args.reference_column)
     for number, (where, row) in enumerate(islice(read_fields(args.source), args.rows)):
-        if isinstance(row, RowError):
-            yield Source(f"row-{number + 1}", "", "", "", None, str(row))
-        else:
+        try:
+            if isinstance(row, RowError):
+                raise row
             yield columns.read(where, number, row, last_box)
+        except ValueError as error:
+            if number == 0 and not isinstance(error, RowError):
+                raise  # the columns of the whole file
+            yield Source(f"row-{number + 1}", "", "", "", fault=str(error))
 
 
 def _dry_run(args: argparse.Namespace, options: dict[str, Any], prompts: Any) -> int:

@@ -12,12 +12,15 @@ from mvtrain.curate.faults import RequestFailed
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Complaint, Done, Draft, Rejected, Source
 from mvtrain.curate.stages import groups, map_reduce, outline, refill, rewrite, summary, trace
+from mvtrain.curate.stages.texts import markup_in
 from mvtrain.curate.units import at_most, split_units
-from mvtrain.grammar import TAGS, render
+from mvtrain.grammar import render
 
 STAGES = (summary.NAME, groups.NAME, refill.NAME, map_reduce.NAME, rewrite.NAME)
 """Names of what asks the model, in order; the outline between groups and refill follows from both."""
 
+RECORD_ERRORS = (KeyError, IndexError, TypeError, AttributeError, AssertionError, RecursionError)
+"""Faults of ours that an odd record may bring to light: it is rejected, and all others go on."""
 SameAnswer = Callable[[str, str], Awaitable["bool | None"]]
 """Whether an answer is the reference; None where that cannot be told."""
 FinalAnswer = Callable[[str], "str | None"]
@@ -41,8 +44,13 @@ class CurateSettings:
 
     def __post_init__(self) -> None:
         for name, low, high in (("limit", 0, 1), ("tries", 1, 100), ("max_tokens", 1, 10**7), ("most_units", 1, 10**7)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
+            value = getattr(self, name)
+            kind = (int, float) if name == "limit" else int
+            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+                what = "a number" if name == "limit" else "a count"
+                raise ValueError(f"{name} is {value!r}; expected {what}, {low} to {high}")
+        if not isinstance(self.keep_sequential, bool):
+            raise ValueError(f"keep_sequential is {self.keep_sequential!r}; expected true or false")
 
 
 @dataclass
@@ -73,6 +81,9 @@ class Curator:
         except RequestFailed as error:
             complaint = Complaint("endpoint", str(error))
             return Done(number, source, "rejected", "endpoint", (complaint,), stages=_stages(draft, dialogue))
+        except RECORD_ERRORS as error:
+            complaint = Complaint("internal", f"{type(error).__name__}: {error}")
+            return Done(number, source, "rejected", "internal", (complaint,), stages=_stages(draft, dialogue))
         return Done(
             number, source, "accepted", trace=render(draft.trace), distance=draft.distance,
             stages=_stages(draft, dialogue),
@@ -80,13 +91,15 @@ class Curator:
 
     async def _check_source(self, source: Source) -> None:
         """Before anything is spent."""
+        if source.fault:
+            raise Rejected("source", [Complaint("unreadable", source.fault)])
         for name in ("question", "chain", "answer"):
             text = getattr(source, name)
             if not text.strip():
                 raise Rejected("source", [Complaint("empty", f"the {name} is empty")])
-            tag = next((tag for tag in TAGS if tag in text), None)
-            if tag:
-                raise Rejected("source", [Complaint("tags", f"the {name} has the tag {tag} in it")])
+            found = markup_in(text)
+            if found:
+                raise Rejected("source", [Complaint("tags", f"the {name} has {found} in it")])
         if source.reference and await self.same_answer(source.answer, source.reference) is False:
             wrong = f"the answer {_short(source.answer)} is not the reference {_short(source.reference)}"
             raise Rejected("source", [Complaint("wrong answer", wrong)])

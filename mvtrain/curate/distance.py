@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MISSING = "the content check needs rapidfuzz: pip install 'mvtrain[curate]'"
+
 
 def normal(text: str) -> str:
     """Runs of white space are one space."""
@@ -13,15 +15,19 @@ def distance(a: str, b: str) -> float:
 
     Raises ImportError that names the extra where rapidfuzz is missing.
     """
-    edits, longer = edits_between(a, b)
-    return edits / longer if longer else 0.0
-
-
-def edits_between(a: str, b: str) -> tuple[int, int]:
-    """(characters inserted, deleted or replaced; length of the longer text), both with normal white space."""
     try:
         from rapidfuzz.distance import Levenshtein
     except ImportError:
-        raise ImportError("the content check needs rapidfuzz: pip install 'mvtrain[curate]'") from None
-    a, b = normal(a), normal(b)
-    return Levenshtein.distance(a, b), max(len(a), len(b))
+        raise ImportError(MISSING) from None
+    return Levenshtein.normalized_distance(normal(a), normal(b))
+
+
+def changes(before: str, after: str) -> tuple[int, int, int]:
+    """(characters added, characters cut, length of the longer text) from one text to the other, both normal."""
+    try:
+        from rapidfuzz.distance import LCSseq
+    except ImportError:
+        raise ImportError(MISSING) from None
+    before, after = normal(before), normal(after)
+    kept = LCSseq.similarity(before, after)
+    return len(after) - kept, len(before) - kept, max(len(before), len(after))

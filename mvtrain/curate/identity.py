@@ -9,11 +9,13 @@ from typing import Any
 
 from mvtrain.curate.curator import CurateSettings
 from mvtrain.curate.endpoint import ClientConfig
+from mvtrain.curate.outputs import REJECTED, STAGES, TRACES
 from mvtrain.curate.prompts import Prompts
 from mvtrain.folders import write_whole
 from mvtrain.provenance import code_version, without_secrets
 
 RUN = "run.json"
+OUTPUTS = (TRACES, REJECTED, STAGES, "README.md", "page.html")
 
 
 def identity_of(source: str, config: ClientConfig, settings: CurateSettings, prompts: Prompts) -> dict[str, Any]:
@@ -36,6 +38,11 @@ def take_up(folder: Path, identity: dict[str, Any], overwrite: bool) -> None:
     same question. Raises ValueError where the folder was made with other settings, and names them.
     """
     file, journal = folder / RUN, folder / "work" / "finished.jsonl"
+    foreign = [name for name in OUTPUTS if (folder / name).exists()]
+    if foreign and not file.exists():
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)}, which `mvtrain curate` has not written; give another folder"
+        )
     try:
         before = json.loads(file.read_text(encoding="utf-8"))["identity"] if file.exists() else identity
     except (ValueError, KeyError, TypeError):

@@ -11,28 +11,34 @@ from collections.abc import Iterator, Sequence
 
 from mvtrain.curate.records import Complaint
 
-_KINDS = r"path|branch|case|sub-?task|sub-?problem|part|approach|method|candidate|option|attempt|step|section"
+_KINDS = r"path|branch|case|sub-?task|sub-?problem|approach|method|candidate|option|attempt"
 _ORDER = r"first|second|third|last|next|following"
 _ANYWHERE = re.compile(
     # "in the first case" may be one of its own; "as in the first case" is another's.
     rf"\b(?:as|like|unlike|than)\s+(?:\w+\s+){{0,3}}the\s+(?:{_ORDER})\s+(?:{_KINDS})s?\b"
-    rf"|\bthe\s+(?:previous|preceding|other|earlier|prior)\s+(?:{_KINDS})s?\b"
-    r"|\b(?:as|like)\s+(?:we\s+\w+\s+)?(?:before|above|previously|earlier)\b"
-    r"|\b(?:see|shown|found|computed|derived|noted)\s+(?:above|before|earlier|previously)\b",
+    rf"|\bthe\s+(?:previous|preceding|earlier|prior)\s+(?:{_KINDS})s?\b"
+    rf"|\bthe\s+other\s+(?:{_KINDS.replace('path|', '')})s?\b",
     re.IGNORECASE,
+)
+_POINTING = (
+    r"(?:like|as in|from|using|with|than|unlike|see|recall|to|results? of|found in|shown in|similar to)\s+(?:the\s+)?"
 )
 _IN_THE_FIRST_SENTENCE = re.compile(
     r"\b(?:similarly|likewise|analogously|in the same way|by the same (?:argument|reasoning|method|token)"
-    r"|in contrast|by contrast|the latter|the former|same (?:as|here|thing))\b"
-    r"|\A\W*(?:next|also|again|otherwise|this time|alternatively|on the other hand|instead(?!\s+of))\b(?=,|\s)"
-    r"(?!\s+\w+\s+is\b)",
+    r"|in contrast|by contrast|the latter|the former|same (?:as|here|thing)"
+    r"|(?:that|this|it) (?:did not|didn't|does not|doesn't) work|another (?:approach|method|way)"
+    r"|(?:as|like) (?:we \w+ )?(?:before|above|previously|earlier))\b"
+    r"|\A\W*(?:also|again|otherwise|this time|alternatively|on the other hand|instead(?!\s+of))\b(?=,|\s)"
+    "(?!\\s+\\w+\\s+is\\b)|\u540c\u7406|\u7c7b\u4f3c|\u540c\u6837",  # Chinese: likewise, in three forms
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:/\d+)?(?![\w]|\.\d)")
+_DISTINCT = re.compile(r"\d{3,}|\d+[./]\d+")
 _OPENING = r"\s*[\\({\[$]*\s*(?:\w+\{)?-?\Z"
 _BEHIND_A_SIGN = re.compile(rf"(?:=|\\approx|≈|\\to|→|\\implies|⇒|:){_OPENING}")
 _BEHIND_A_WORD = re.compile(
-    rf"\b(?:is|are|gives?|yields?|equals?|makes?|gets?|obtain|becomes?|find|have|total){_OPENING}", re.IGNORECASE
+    rf"\b(?:is|are|gives?|yields?|equals?|so|comes to|makes?|gets?|obtain|becomes?|find|have|total){_OPENING}",
+    re.IGNORECASE,
 )
 _OPERATOR = re.compile(r"\s*(?:[-+*/\u00d7\u00b7^]|\\cdot|\\times|times\b|plus\b|minus\b)")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -54,6 +60,8 @@ def references(text: str, label: str, siblings: Sequence[str]) -> Iterator[Compl
         named = re.search(
             rf"\b(?:path|branch|subtask|outline)\s+(?:{re.escape(sibling)}|{number})\b", text, re.IGNORECASE
         )
+        pointed = rf"\b{_POINTING}(?:{_KINDS})\s+{number}\b(?!\s+of\b)"
+        named = named or re.search(pointed, text, re.IGNORECASE)
         if named and sibling != label:
             yield Complaint("reference", f"it speaks of path {sibling}: {named.group()!r}")
 
@@ -61,8 +69,8 @@ def references(text: str, label: str, siblings: Sequence[str]) -> Iterator[Compl
 def used_results(text: str, known: str, siblings: Sequence[tuple[str, str]]) -> Iterator[Complaint]:
     """Results of siblings that a path uses without having come to them itself.
 
-    A result is a number of two digits or more, or with a fraction, in a sibling's last sentence with a number. The path
-    uses it if it is not known, and where it first appears is not what something else comes to.
+    A result is a sibling's last number, if it is at least 100 or has a fraction: smaller ones stand in many paths by
+    chance. The path uses it if it is not known, and where it first appears is not what something else comes to.
 
     Args:
         known: what the path may use: the question, the text before the block, its outline.
@@ -87,8 +95,6 @@ def _is_derived(text: str, start: int, end: int) -> bool:
 
 
 def _results(text: str) -> list[str]:
-    for sentence in reversed(_SENTENCE.split(text.strip())):
-        numbers = _NUMBER.findall(sentence)
-        if numbers:
-            return [number for number in numbers if len(number) > 1]
-    return []
+    """The last number, if it is one that does not come up by chance: from 100 on, or with a fraction."""
+    numbers = _NUMBER.findall(text)
+    return numbers[-1:] if numbers and _DISTINCT.fullmatch(numbers[-1]) else []

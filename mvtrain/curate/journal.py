@@ -53,7 +53,7 @@ class Journal:
         row = {"digest": done.source.digest, **asdict(done)}
         self._stream.seek(0, 2)
         offset = self._stream.tell()
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         self._stream.flush()
         self._note(offset, row)
 

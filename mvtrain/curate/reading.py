@@ -12,14 +12,14 @@ from mvtrain.curate.records import Complaint, Complaints
 
 Form = TypeVar("Form", bound=BaseModel)
 
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"\A.*</think>", re.DOTALL | re.IGNORECASE)  # chat templates may write the opening tag themselves
 _FENCE = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)
 _WRAPPED = re.compile(r"\A\s*```[\w-]*\n(.*)\n```\s*\Z", re.DOTALL)
-_COMMANDS = (
-    r"b(?:ar|ecause|egin|eta|f|ig|igl|inom|mod|oxed|ullet)|f(?:rac|orall)|n(?:abla|e|eq|i|mid|ot|otin|u)"
-    r"|r(?:angle|ceil|floor|ho|ight|m)|t(?:an|au|ext|extbf|frac|herefore|heta|ilde|imes|o|op|riangle)"
+_BEGIN_WITH_N = (
+    "n(?:abla|atural|cong|e|earrow|eg|eq|ewline|exists|geq|i|leq|less|mid|ode|olimits|onumber|ot|otin|parallel|prec"
+    "|sim|subseteq|u|warrow|oindent|gtr)"
 )
-_BAD_ESCAPE = re.compile(rf'\\(?=[^"\\/bfnrtu]|u(?![0-9a-fA-F]{{4}})|(?:{_COMMANDS})(?![a-zA-Z]))')
+_BAD_ESCAPE = re.compile(rf'\\(?=[^"\\/bfnrtu]|u(?![0-9a-fA-F]{{4}})|[bfrt][a-zA-Z]|{_BEGIN_WITH_N}(?![a-zA-Z]))')
 """A backslash of LaTeX: before what JSON does not escape, or of a command that would become a tab or a new line."""
 _PAIR = re.compile(r"\\\\")
 

@@ -25,10 +25,12 @@ class Source:
     """The right answer, where it is known."""
     where: str = ""
     """For instance `chains.jsonl row 14`."""
+    fault: str = ""
+    """Why the row cannot be read; all else may then be empty."""
 
     @property
     def digest(self) -> str:
-        fields = [self.id, self.question, self.chain, self.answer, self.reference]
+        fields = [self.id, self.question, self.chain, self.answer, self.reference, self.fault]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
 
 

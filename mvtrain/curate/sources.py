@@ -21,10 +21,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """What is looked for where no column is named, the preferred one first."""
 RESPONSE = "response"
 """A whole response, where there is no column with a chain: `<think>`, the chain, `</think>`, the answer."""
-LONGEST_REFERENCE = 300
-"""Characters; a longer one is a worked solution, of which only a box can be compared."""
+LONGEST_SOLUTION = 30
+"""Characters of a `solution` that is an answer; a longer one is worked out, and only its box can be compared."""
 
-_RESPONSE = re.compile(r"\A\s*<think>(.*?)</think>(.*)\Z", re.DOTALL | re.IGNORECASE)
+_RESPONSE = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL | re.IGNORECASE)
 _THINK = re.compile(r"\A\s*<think>|</think>\s*\Z", re.IGNORECASE)
 
 
@@ -53,8 +53,10 @@ class SourceColumns:
         else:
             chain = _THINK.sub("", self._text(where, fields, "chain")).strip()
             answer = self._text(where, fields, "answer", needed=False)
-        if reference and len(reference) > LONGEST_REFERENCE:
-            reference = last_box(reference) or ""
+        if last_box(reference) is not None:
+            reference = last_box(reference)
+        elif _first(fields, COLUMNS["reference"]) == "solution" and len(reference) > LONGEST_SOLUTION:
+            reference = ""
         if not answer.strip() and (found := last_box(chain) or reference):
             answer = f"\\boxed{{{found}}}"
         id = fields.get("id", fields.get("unique_id"))

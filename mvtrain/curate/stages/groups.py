@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from mvtrain.curate.asking import Dialogue
 from mvtrain.curate.prompts import Prompts
@@ -13,6 +15,7 @@ from mvtrain.curate.reading import read_json
 from mvtrain.curate.records import Complaint, Complaints, Draft, Group, Step
 
 NAME = "groups"
+_NUMBER = re.compile(r"\s*(?:s|step|substep)?\s*(\d+(?:\.\d+)?)\s*", re.IGNORECASE)
 
 
 class GroupForm(BaseModel):
@@ -21,7 +24,15 @@ class GroupForm(BaseModel):
 
 class GroupsForm(BaseModel):
     dependencies: dict[str, list[str]] = {}
-    groups: list[GroupForm] = []
+    groups: list[GroupForm]
+
+    @field_validator("dependencies", mode="before")
+    @classmethod
+    def _as_lists(cls, value: Any) -> Any:
+        """null for none, and one id without brackets."""
+        if isinstance(value, dict):
+            return {key: [needed] if isinstance(needed, str) else needed or [] for key, needed in value.items()}
+        return {} if value is None else value
 
 
 async def find_groups(draft: Draft, dialogue: Dialogue, prompts: Prompts) -> Draft:
@@ -47,8 +58,11 @@ def read_groups(answer: str, steps: Sequence[Step]) -> tuple[Group, ...]:
     form = read_json(answer, GroupsForm)
     siblings = {step.id: [s.id for s in steps] for step in steps}
     siblings |= {sub.id: [s.id for s in step.substeps] for step in steps for sub in step.substeps}
-    groups = tuple(Group(tuple(tuple(path) for path in group.paths)) for group in form.groups)
-    complaints = [c for group in groups for c in _faults(group, siblings, form.dependencies)]
+    groups = tuple(Group(tuple(tuple(map(_id, path)) for path in group.paths)) for group in form.groups)
+    needs = {_id(step): [_id(needed) for needed in all_needed] for step, all_needed in form.dependencies.items()}
+    unknown = sorted({id for step, needed in needs.items() for id in (step, *needed) if id not in siblings})
+    complaints = [Complaint("wrong groups", f"dependencies: there is no step {', '.join(unknown)}")] if unknown else []
+    complaints += [c for group in groups for c in _faults(group, siblings, needs)]
     members = [id for group in groups for path in group.paths for id in path]
     twice = sorted({id for id in members if members.count(id) > 1})
     if twice:
@@ -56,6 +70,12 @@ def read_groups(answer: str, steps: Sequence[Step]) -> tuple[Group, ...]:
     if complaints:
         raise Complaints(complaints)
     return tuple(sorted(groups, key=lambda group: siblings[group.paths[0][0]].index(group.paths[0][0])))
+
+
+def _id(text: str) -> str:
+    """`S2.1`, also of `step 2.1` and ` s2.1`."""
+    found = _NUMBER.fullmatch(text)
+    return f"S{found[1]}" if found else text
 
 
 def _faults(

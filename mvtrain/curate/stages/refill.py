@@ -25,8 +25,9 @@ async def refill(draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: floa
     Raises Rejected where text that had to be typed stays further away.
     """
     leaves = list(leaves_of(draft.outline))
-    texts = {step.id: "".join(draft.units[step.first - 1 : step.last]).strip() for step in leaves if step.first}
     typed = [i for i, step in enumerate(leaves) if step.first is None]
+    pointed = [step for step in leaves if step.first is not None]
+    texts = {step.id: "".join(draft.units[step.first - 1 : step.last]).strip() for step in pointed}
     for _ in range(dialogue.tries):
         found = await all_of(_type(draft, leaves, i, dialogue, prompts) for i in typed)
         texts.update({leaves[i].id: text for i, text in zip(typed, found, strict=True)})
@@ -44,8 +45,8 @@ async def refill(draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: floa
 
 async def _type(draft: Draft, leaves: Sequence[Step], i: int, dialogue: Dialogue, prompts: Prompts) -> str:
     """The text of a step as the model types it, from the units that its neighbours leave."""
-    before = [step.last for step in leaves[:i] if step.last]
-    after = [step.first for step in leaves[i + 1 :] if step.first]
+    before = [step.last for step in leaves[:i] if step.last is not None]
+    after = [step.first for step in leaves[i + 1 :] if step.first is not None]
     first, last = (before[-1] if before else 1), (after[0] if after else len(draft.units))
     shown = numbered(draft.units[first - 1 : last], first)
     content = prompts.fill(NAME, step=f"{leaves[i].id}: {leaves[i].title}", units=shown)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mvtrain.curate.asking import Dialogue, all_of
-from mvtrain.curate.distance import edits_between
+from mvtrain.curate.distance import changes
 from mvtrain.curate.independence import references, used_results
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import unwrapped
@@ -16,8 +17,10 @@ from mvtrain.curate.stages.texts import LABELLED, PLACE, context_of, tag_complai
 from mvtrain.grammar import child_label
 
 NAME = "rewrite"
-FREE_EDITS = 40
-"""Characters that may change in a path however short it is: "Similarly, " can be half of a short one."""
+FREE_CUTS, FREE_ADDITIONS = 40, 12
+"""Characters that may go, or come, in a path however short it is: "Similarly, " can be half of a short one."""
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_BOX = re.compile(r"\\boxed\s*\{[^{}]*\}")
 
 
 async def rewrite_paths(draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float) -> Draft:
@@ -48,11 +51,24 @@ async def _rewrite(frame: Framed, number: int, draft: Draft, dialogue: Dialogue,
     )  # fmt: skip
 
 
+def _changed_results(before: str, after: str, known: str) -> list[Complaint]:
+    """Numbers that stand nowhere else, and boxes that are not the path's own."""
+    numbers = {*_NUMBER.findall(before), *_NUMBER.findall(known)}
+    new = [number for number in dict.fromkeys(_NUMBER.findall(after)) if number not in numbers]
+    found = [Complaint("content", f"numbers that are not in the text: {', '.join(new)}")] if new else []
+    if _BOX.findall(before) != _BOX.findall(after):
+        found.append(
+            Complaint("answer lost", f"expected {', '.join(_BOX.findall(before)) or 'no box'}, as in the text")
+        )
+    return found
+
+
 def read_path(
     answer: str, original: str, label: str, known: str, others: Sequence[tuple[str, str]], limit: float
 ) -> str:
     """Raises Complaints where a rewritten path points at a sibling, is another text, or has lost a block's place."""
-    text = LABELLED.sub("", unwrapped(answer))
+    text = answer.strip() if "```" in original else unwrapped(answer)
+    text = text if LABELLED.match(original) else LABELLED.sub("", text)
     complaints = tag_complaints(text)
     places, found = PLACE.findall(original), PLACE.findall(text)
     if places != found:
@@ -60,11 +76,12 @@ def read_path(
             Complaint("labels", f"expected {', '.join(places) or 'no [[block ..]]'}, each once, in order")
         )
     plain = PLACE.sub(" ", text)
-    edits, longer = edits_between(plain, PLACE.sub(" ", original))
-    if edits > max(limit * longer, FREE_EDITS):
-        complaints.append(
-            Complaint("content", f"{edits} of {longer} characters were changed, at most {limit:.0%} may be")
-        )
+    before = PLACE.sub(" ", original)
+    added, cut, longer = changes(before, plain)
+    if cut > max(limit * longer, FREE_CUTS) or added > max(limit * longer, FREE_ADDITIONS):
+        told = f"of {longer} characters {cut} were cut and {added} added; at most {limit:.0%} may change"
+        complaints.append(Complaint("content", told))
+    complaints += _changed_results(before, plain, known)
     complaints += references(plain, label, [other for other, _ in others])
     complaints += used_results(plain, known, others)
     if complaints:

@@ -45,7 +45,8 @@ def read_steps(answer: str, num_units: int) -> tuple[Step, ...]:
     """Raises Complaints where units are left out, taken twice or out of order."""
     form = read_json(answer, SummaryForm)
     steps = tuple(_step(f"S{number}", step) for number, step in enumerate(form.steps, 1))
-    complaints = list(_faults_of_cover("the chain", steps, 1, num_units))
+    leaves = [leaf for step in steps for leaf in step.substeps or (step,)]
+    complaints = list(_faults_of_cover("the chain", leaves, 1, num_units))
     for step in steps:
         if step.substeps and step.first is not None:
             complaints += _faults_of_cover(step.id, step.substeps, step.first, step.last)

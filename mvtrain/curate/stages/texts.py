@@ -15,7 +15,12 @@ PLACE = re.compile(r"\[\[block \d+\]\]")
 """Stands in a path for a block in it."""
 LABELLED = re.compile(r"\A\s*(?:path\s+)?\d+(?:\.\d+)*\s*[:.)]\s+", re.IGNORECASE)
 """A label that the model wrote in front of an outline or a path; ours are written when the trace is."""
-_TAG = re.compile("|".join(map(re.escape, TAGS)) + "|</?think>")
+_MARKUP = re.compile(
+    "|".join(map(re.escape, TAGS))
+    + r"|</?think>|<\|[^|<>\n]{1,40}\|>|\[\[block \d+\]\]|[\x00-\x08\x0b-\x1f\x7f]|[\ud800-\udfff]",
+    re.IGNORECASE,
+)
+"""Tags, tokens of chat templates, places of blocks, control characters, halves of surrogate pairs."""
 
 
 def text_of(parts: Sequence[Part], draft: Draft) -> str:
@@ -38,6 +43,14 @@ def context_of(before: str) -> str:
     return before[-CONTEXT:] or "(nothing)"
 
 
+def markup_in(text: str) -> str:
+    """The first piece of a text that would not be text in a trace; empty where there is none."""
+    found = _MARKUP.search(text)
+    return "" if found is None else found.group() if found.group().isprintable() else ascii(found.group())
+
+
 def tag_complaints(text: str) -> list[Complaint]:
-    tags = list(dict.fromkeys(_TAG.findall(text)))
+    """Of an answer; places of blocks are looked at elsewhere."""
+    tags = [tag for tag in dict.fromkeys(_MARKUP.findall(text)) if not PLACE.fullmatch(tag)]
+    tags = [tag if tag.isprintable() else ascii(tag) for tag in tags]
     return [Complaint("tags", f"the answer has tags in it: {', '.join(tags)}; write none")] if tags else []
