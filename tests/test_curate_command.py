@@ -74,8 +74,9 @@ def test_the_table_counts_by_stage():
     assert progress.line().endswith(" left")
 
 
-def test_an_interrupted_run_leaves_whole_files_and_goes_on(chains, tmp_path):
-    """Ctrl-C once a record is finished and another is on its way."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_whole_files_and_goes_on(chains, tmp_path, how):
+    """Ctrl-C, or a scheduler, once a record is finished and others are on their way."""
 
     def play(request: dict) -> Reply:
         slow = curate_model.chain_of(request).id != "absolute"
@@ -91,10 +92,10 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(chains, tmp_path):
         while not (journal.exists() and journal.stat().st_size):
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on from here" in errors and "Traceback" not in errors
-    assert not (out / ".lock").exists()
+    assert not (out / ".lock").exists() and accepted(out) == ["absolute"]
     with ChatServer(curate_model.competent) as server:
         assert main(["curate", str(chains), str(out), "--model", "m", "--base-url", server.url]) == 0, "another address"
         asked = {curate_model.chain_of(seen.body).id for seen in server.requests}

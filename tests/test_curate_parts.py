@@ -85,6 +85,8 @@ def test_answers_without_a_text(answer, kind):
         (r'{"outlines": [], "conclusion": "A \rightarrow B, \tanh x, \bigcup, \neg p, \boldsymbol y\nNext"}',
          "A \\rightarrow B, \\tanh x, \\bigcup, \\neg p, \\boldsymbol y\nNext"),
         ('{"outlines": [], "conclusion": "a\nb"}', "a\nb"),
+        ('The set {1, 2} is meant: {"outlines": ["x",], "conclusion": "a",}  where {n} is whole', "a"),
+        ('```json\n{"outlines": [], "conclusion": "a"}\n```\nNothing else:\n```\nx = {1}\n```', "a"),
         ('{"outlines": [], "conclusion": "caf\\u00e9 \\union"}', r"café \union"),
     ],
 )  # fmt: skip

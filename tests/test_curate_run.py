@@ -127,7 +127,9 @@ def test_what_was_made_passes_check_loads_and_is_shown(curated, capsys):
     loaded = datasets.load_dataset(str(curated), split="train", cache_dir=str(curated / "work" / "datasets"))
     assert [row["id"] for row in loaded] == [row["id"] for row in read(curated / "traces.jsonl")]
     card = (curated / "README.md").read_text()
-    for words in ("10 of 13 sequential chains (77%)", "| outline | nothing parallel | 2 |", "| model | played |"):
+    verified = "The answers of 10 were found equal to a reference"
+    rejected = "| outline | nothing parallel | 2 |"
+    for words in ("10 of 13 sequential chains (77%)", verified, rejected, "| model | played |"):
         assert words in card
 
 
@@ -451,6 +453,7 @@ def test_rows_that_cannot_be_read_are_rejected(chains, settings, tmp_path):
         ({"deepseek_thinking_trajectory": "One.\n</think>\nTwo."}, "the chain has </think> in it"),
         ({"deepseek_attempt": "7\u0000"}, r"the answer has '\x00' in it"),
         ({"deepseek_thinking_trajectory": None, "chain": 7}, "the chain is empty"),
+        ({"deepseek_attempt": r"\boxed{5}"}, r"the chain ends in '1', its answer is '\\boxed{5}'"),
     ],
 )
 def test_an_odd_record_is_rejected_and_all_others_go_on(change, reason, chains, settings, tmp_path):

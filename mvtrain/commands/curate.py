@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -262,6 +264,8 @@ async def _ask(
     from mvtrain.evaluate.grading_answers import last_box
     from mvtrain.evaluate.grading_pool import GradingPool
 
+    with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):  # only a main thread gets signals
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     kind = BatchClient if args.batch else Client
     ended = Ended(reason=INTERRUPTED)
     with GradingPool() as pool:

@@ -31,7 +31,8 @@ def card(identity: Mapping[str, Any], summary: Summary, num_unfinished: int | No
         "",
         "# Traces with parallel reasoning",
         "",
-        f"{summary.num_accepted} of {num} sequential chains{share} became traces. Made by `mvtrain curate`.",
+        f"{summary.num_accepted} of {num} sequential chains{share} became traces. Made by `mvtrain curate`. "
+        f"The answers of {summary.num_verified} were found equal to a reference; the others have none to compare with.",
     ]
     if num_unfinished != 0:
         left = f"{num_unfinished} rows" if num_unfinished else "Some rows"

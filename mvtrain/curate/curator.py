@@ -72,7 +72,7 @@ class Curator:
         )
         draft = Draft(source)
         try:
-            await self._check_source(source)
+            verified = await self._check_source(source)
             draft = Draft(source, at_most(split_units(source.chain), self.settings.most_units))
             draft = await self._make(draft, dialogue)
         except Rejected as error:
@@ -85,12 +85,12 @@ class Curator:
             complaint = Complaint("internal", f"{type(error).__name__}: {error}")
             return Done(number, source, "rejected", "internal", (complaint,), stages=_stages(draft, dialogue))
         return Done(
-            number, source, "accepted", trace=render(draft.trace), distance=draft.distance,
+            number, source, "accepted", trace=render(draft.trace), distance=draft.distance, verified=verified,
             stages=_stages(draft, dialogue),
         )  # fmt: skip
 
-    async def _check_source(self, source: Source) -> None:
-        """Before anything is spent."""
+    async def _check_source(self, source: Source) -> bool | None:
+        """Before anything is spent. True: the answer is the reference; None: there is none, or that cannot be told."""
         if source.fault:
             raise Rejected("source", [Complaint("unreadable", source.fault)])
         for name in ("question", "chain", "answer"):
@@ -100,9 +100,17 @@ class Curator:
             found = markup_in(text)
             if found:
                 raise Rejected("source", [Complaint("tags", f"the {name} has {found} in it")])
-        if source.reference and await self.same_answer(source.answer, source.reference) is False:
+        boxed = self.final_answer(source.chain)
+        if boxed is not None and await self.same_answer(source.answer, boxed) is False:
+            wrong = f"the chain ends in {_short(boxed)}, its answer is {_short(source.answer)}"
+            raise Rejected("source", [Complaint("wrong answer", wrong)])
+        if not source.reference:
+            return None
+        same = await self.same_answer(source.answer, source.reference)
+        if same is False:
             wrong = f"the answer {_short(source.answer)} is not the reference {_short(source.reference)}"
             raise Rejected("source", [Complaint("wrong answer", wrong)])
+        return same
 
     async def _make(self, draft: Draft, dialogue: Dialogue) -> Draft:
         """All stages. A group that proves dependent sends the record back to stage 2, as often as it has tries."""

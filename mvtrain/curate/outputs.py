@@ -31,6 +31,8 @@ class Summary:
     """Of all finished records."""
 
     num_accepted: int = 0
+    num_verified: int = 0
+    """Of the accepted ones, those whose answer was found equal to a reference."""
     rejections: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(stage, kind of the first complaint) -> records."""
     distances: list[float] = field(default_factory=list)
@@ -44,6 +46,7 @@ class Summary:
         ordered = sorted(self.distances)
         return {
             "num_accepted": self.num_accepted,
+            "num_verified": self.num_verified,
             "num_rejected": self.num_rejected,
             "rejections": [
                 {"stage": stage, "kind": kind, "records": count}
@@ -65,6 +68,7 @@ def write_outputs(journal: Journal, folder: Path, statistics: Statistics) -> Sum
             if row["status"] == "accepted":
                 _write(traces, trace_row(row))
                 summary.num_accepted += 1
+                summary.num_verified += row["verified"] is True
                 summary.distances.append(row["distance"])
                 statistics.add(row["trace"], parse(row["trace"]))
             else:
@@ -87,6 +91,7 @@ def trace_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "deepseek_thinking_trajectory": source["chain"],
         "deepseek_attempt": source["answer"],
         "answer": source["reference"],
+        "answer_verified": row["verified"] is True,
         "distance": round(row["distance"], 4),
     }
 

@@ -21,6 +21,9 @@ _BEGIN_WITH_N = (
 )
 _BAD_ESCAPE = re.compile(rf'\\(?=[^"\\/bfnrtu]|u(?![0-9a-fA-F]{{4}})|[bfrt][a-zA-Z]|{_BEGIN_WITH_N}(?![a-zA-Z]))')
 """A backslash of LaTeX: before what JSON does not escape, or of a command that would become a tab or a new line."""
+_OBJECT = re.compile(r"\{(?=\s*[\"}])")
+MOST_ATTEMPTS = 20
+_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _PAIR = re.compile(r"\\\\")
 
 
@@ -44,24 +47,30 @@ def unwrapped(text: str) -> str:
 
 def read_json(text: str, form: type[Form]) -> Form:
     """The one JSON object of an answer, alone or in a code fence or between words. Raises Complaints."""
-    fenced = _FENCE.findall(text)
-    candidate = fenced[-1] if fenced else text
-    start, end = candidate.find("{"), candidate.rfind("}")
-    if start < 0:
-        shown = " ".join(text.split())[:80]
-        raise Complaints.of("not JSON", f"expected one JSON object, found none; the answer begins: {shown}")
-    content = candidate[start : end + 1] if end > start else candidate[start:]
-    try:
-        value = json.loads(_with_latex_escaped(content), strict=False)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise Complaints.of("not JSON", f"the answer is not JSON: {error.msg} at {place}") from None
-    except RecursionError:
-        raise Complaints.of("not JSON", "the JSON nests too deep") from None
+    value = _first_object(text)
     try:
         return form.model_validate(value)
     except ValidationError as error:
         raise Complaints([_complaint(e) for e in error.errors()[:8]]) from None
+
+
+def _first_object(text: str) -> Any:
+    """The first JSON object of a text, of its last code fence that has one; commas before a bracket are let pass.
+
+    Raises Complaints, with what is wrong with the first attempt.
+    """
+    fault = ""
+    for candidate in (*reversed(_FENCE.findall(text)), text):
+        for start in [place.start() for place in _OBJECT.finditer(candidate)][:MOST_ATTEMPTS]:
+            content = _TRAILING_COMMA.sub(r"\1", _with_latex_escaped(candidate[start:]))
+            try:
+                return json.JSONDecoder(strict=False).raw_decode(content)[0]
+            except json.JSONDecodeError as error:
+                fault = fault or f"the answer is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            except RecursionError:
+                fault = fault or "the JSON nests too deep"
+    shown = " ".join(text.split())[:80]
+    raise Complaints.of("not JSON", fault or f"expected one JSON object, found none; the answer begins: {shown}")
 
 
 def _with_latex_escaped(content: str) -> str:

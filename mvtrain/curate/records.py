@@ -145,5 +145,7 @@ class Done:
     trace: str = ""
     """Of an accepted record: the reasoning with its blocks, from `<Think>` to `</Think>`."""
     distance: float | None = None
+    verified: bool | None = None
+    """True where the answer was found equal to the reference; None where there is none, or that cannot be told."""
     stages: dict[str, Any] = field(default_factory=dict)
     """Outputs of the stages, and what was wrong with answers that were asked for again."""
