@@ -19,6 +19,7 @@ BEGINNINGS = {
     "A step of a chain": "refill",
     "A question is answered step by step": "map_reduce",
     "One path of a solution": "rewrite",
+    "Somebody works out one path": "independence",
 }
 _UNIT = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 
@@ -49,6 +50,8 @@ def competent(request: dict) -> str:
         return "<think>Let me see.</think>\n```json\n" + json.dumps(summary(chain, request)) + "\n```"
     if stage == "groups":
         return "These are independent:\n" + json.dumps(groups(chain))
+    if stage == "independence":
+        return '{"unknown": []}'
     prompt = request["messages"][0]["content"]
     if stage == "map_reduce":
         block = block_in(chain, prompt)
@@ -123,7 +126,7 @@ def _first_answer(stage: str, kind: int, right: str) -> str | Reply:
     anywhere = {0: Reply(""), 1: Fault.refusal(), 2: Fault.length(right[: len(right) // 2])}
     if kind in anywhere:
         return anywhere[kind]
-    if stage in ("summary", "groups", "map_reduce"):
+    if stage in ("summary", "groups", "map_reduce", "independence"):
         return {3: right[: len(right) // 2], 4: "I think there are three steps.", 5: right.replace('"', "'")}[kind]
     return {
         3: f"<Path>\n1: {right}\n</Path>",  # tags

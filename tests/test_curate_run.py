@@ -19,7 +19,7 @@ from mvtrain.grammar import depth, num_blocks, parse
 from tests import curate_model
 from tests.browser import chromium, visit
 from tests.chat_server import ChatServer, Fault, Reply
-from tests.curate_chains import BY_QUESTION, CHAINS, leaves, rewritten
+from tests.curate_chains import AREAS, BY_QUESTION, CHAINS, leaves, rewritten
 
 pytest.importorskip("openai")
 pytest.importorskip("rapidfuzz")
@@ -224,6 +224,43 @@ def test_a_group_that_proves_dependent_is_asked_for_again(settings, tmp_path):
     assert (row["stage"], row["kinds"], len(server.requests)) == ("outline", ["nothing parallel"], 3)
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_path_that_uses_what_it_cannot_know_is_asked_for_again_and_then_its_group(
+    chains, settings, tmp_path, stubborn
+):
+    """A result too small for the rules: the model, who sees one path only, finds it; at last the group is none."""
+    chains.write_text(json.dumps(AREAS.row()) + "\n")
+
+    def play(request: dict) -> str:
+        stage, prompt = curate_model.stage_of(request), request["messages"][0]["content"]
+        if stage == "independence":
+            return json.dumps({"unknown": ["the 60 of the rectangle"] if "Knowing the first" in prompt else []})
+        if stage == "groups" and curate_model.num_complaints(request):
+            return '{"groups": []}'
+        answer = curate_model.competent(request)
+        uses = stage == "rewrite" and "half of 8" in answer and (stubborn or not curate_model.num_complaints(request))
+        return f"Knowing the first, {answer}" if uses else answer
+
+    settings.write_text("model: played\nlimit: 0.3\ntries: 2\n")
+    with ChatServer(play) as server:
+        assert curate(chains, tmp_path / "out", server, settings) == 0
+        told = [seen.body["messages"][-1]["content"] for seen in server.requests]
+    assert any("it uses what it cannot know: the 60 of the rectangle" in text for text in told)
+    if not stubborn:
+        (row,) = read(tmp_path / "out" / "traces.jsonl")
+        assert "Knowing the first" not in row["response"]
+        return
+    (row,) = read(tmp_path / "out" / "rejected.jsonl")
+    assert (row["stage"], row["kinds"]) == ("outline", ["nothing parallel"])
+    assert any("S3 is not independent: it uses what it cannot know" in text for text in told)
+
+
+def test_nobody_is_asked_where_that_is_not_wanted(chains, settings, tmp_path):
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, tmp_path / "out", server, settings, "--no-judge") == 0
+        assert "independence" not in {curate_model.stage_of(seen.body) for seen in server.requests}
+
+
 def test_text_that_cannot_be_pointed_at_is_typed_and_checked(settings, tmp_path):
     """A unit that belongs to two steps: the model types what belongs to each, once badly and then well."""
     chain = {
@@ -250,6 +287,8 @@ def test_text_that_cannot_be_pointed_at_is_typed_and_checked(settings, tmp_path)
             )
         if stage == "map_reduce":
             return json.dumps({"outlines": ["First area", "Second area"], "conclusion": "They are 32 and 14."})
+        if stage == "independence":
+            return '{"unknown": []}'
         return next(text for text in halves.values() if text in prompt.partition("as it stands:")[2])
 
     with ChatServer(play) as server:

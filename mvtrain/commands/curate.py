@@ -31,7 +31,7 @@ CLIENT_FLAGS = (
     "model", "base_url", "api_key_env", "temperature", "concurrency", "timeout_s", "max_retries", "price_input",
     "price_output", "max_spend", "extra_body", "token_limit_field",
 )  # fmt: skip
-MAKING_FLAGS = ("limit", "tries", "max_tokens", "keep_sequential")
+MAKING_FLAGS = ("limit", "tries", "max_tokens", "keep_sequential", "judge")
 INTERRUPTED = "interrupted"
 PAGE_ROWS = 200
 
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep chains without anything parallel, as they are",
     )
+    add("--no-judge", action="store_const", const=False, dest="judge", help="do not ask whether paths stand alone")
     add("--prompts", metavar="DIR", help="prompts of your own; files that are not there are ours")
     add = parser.add_argument_group("input").add_argument
     for what in ("question", "chain", "answer", "reference"):

@@ -16,7 +16,7 @@ from mvtrain.curate.stages.texts import markup_in
 from mvtrain.curate.units import at_most, split_units
 from mvtrain.grammar import render
 
-STAGES = (summary.NAME, groups.NAME, refill.NAME, map_reduce.NAME, rewrite.NAME)
+STAGES = (summary.NAME, groups.NAME, refill.NAME, map_reduce.NAME, rewrite.NAME, rewrite.JUDGE)
 """Names of what asks the model, in order; the outline between groups and refill follows from both."""
 
 RECORD_ERRORS = (KeyError, IndexError, TypeError, AttributeError, AssertionError, RecursionError)
@@ -39,6 +39,8 @@ class CurateSettings:
     """Limit on each answer of the model."""
     keep_sequential: bool = False
     """Whether a chain without anything parallel becomes a trace without a block, instead of being rejected."""
+    judge: bool = True
+    """Whether the model is asked of every rewritten path if it uses what it cannot know."""
     most_units: int = 600
     """Of longer chains several neighbouring units become one, so that a model can keep them in view."""
 
@@ -49,8 +51,9 @@ class CurateSettings:
             if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
                 what = "a number" if name == "limit" else "a count"
                 raise ValueError(f"{name} is {value!r}; expected {what}, {low} to {high}")
-        if not isinstance(self.keep_sequential, bool):
-            raise ValueError(f"keep_sequential is {self.keep_sequential!r}; expected true or false")
+        for name in ("keep_sequential", "judge"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected true or false")
 
 
 @dataclass
@@ -137,7 +140,8 @@ class Curator:
         draft = outline.draw_outline(draft)
         draft = await self._timed(refill.NAME, refill.refill(draft, dialogue, self.prompts, settings.limit))
         draft = await self._timed(map_reduce.NAME, map_reduce.frame_blocks(draft, dialogue, self.prompts))
-        draft = await self._timed(rewrite.NAME, rewrite.rewrite_paths(draft, dialogue, self.prompts, settings.limit))
+        paths = rewrite.rewrite_paths(draft, dialogue, self.prompts, settings.limit, settings.judge)
+        draft = await self._timed(rewrite.NAME, paths)
         draft = trace.assemble(draft, settings.limit)
         await self._check_answer(draft)
         return draft

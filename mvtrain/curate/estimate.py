@@ -70,6 +70,8 @@ def _add(found: Estimate, source: Source, prompts: Prompts) -> None:
     found._count(map_reduce.NAME, num_blocks, per_block + on_paths, 150 * num_blocks)
     per_path = num_paths * (own[rewrite.NAME] + context)
     found._count(rewrite.NAME, num_paths, per_path + on_paths, on_paths)
+    judged = num_paths * (own[rewrite.JUDGE] + context) + on_paths
+    found._count(rewrite.JUDGE, num_paths, judged, 15 * num_paths)
 
 
 def _tokens(text: str) -> float:

@@ -14,6 +14,7 @@ PLACES = {
     "refill": ("step", "units"),
     "map_reduce": ("question", "before", "paths", "num_paths"),
     "rewrite": ("question", "before", "outline", "path"),
+    "independence": ("question", "before", "outline", "path"),
 }
 """Prompt -> what is put in."""
 _PLACE = re.compile(r"\{\{(\w+)\}\}")

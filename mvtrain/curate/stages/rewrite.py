@@ -6,49 +6,81 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pydantic import BaseModel
+
 from mvtrain.curate.asking import Dialogue, all_of
 from mvtrain.curate.distance import changes
 from mvtrain.curate.independence import references, used_results
 from mvtrain.curate.prompts import Prompts
-from mvtrain.curate.reading import unwrapped
-from mvtrain.curate.records import Complaint, Complaints, Draft, Framed
+from mvtrain.curate.reading import read_json, unwrapped
+from mvtrain.curate.records import Complaint, Complaints, Draft, Framed, Rejected
 from mvtrain.curate.stages.map_reduce import siblings_of
+from mvtrain.curate.stages.outline import leaves_of
 from mvtrain.curate.stages.texts import LABELLED, PLACE, context_of, tag_complaints, with_places
 from mvtrain.grammar import child_label
 
-NAME = "rewrite"
+NAME, JUDGE = "rewrite", "independence"
 FREE_CUTS, FREE_ADDITIONS = 40, 12
 """Characters that may go, or come, in a path however short it is: "Similarly, " can be half of a short one."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _BOX = re.compile(r"\\boxed\s*\{[^{}]*\}")
 
 
-async def rewrite_paths(draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float) -> Draft:
-    """Fills in the paths of all `blocks`. Raises Rejected where one was answered badly too often."""
+class UnknownForm(BaseModel):
+    unknown: list[str]
+
+
+async def rewrite_paths(draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float, judge: bool) -> Draft:
+    """Fills in the paths of all `blocks`.
+
+    With `judge` the model also says of every path, without the others, whether it uses what it cannot know.
+
+    Raises Rejected where a path was answered badly too often; at stage 2 where that is because it is not independent.
+    """
     jobs = [(frame, number) for frame in draft.blocks for number in range(1, len(frame.block.paths) + 1)]
-    texts = iter(await all_of(_rewrite(*job, draft, dialogue, prompts, limit) for job in jobs))
+    texts = iter(await all_of(_rewrite(*job, draft, dialogue, prompts, limit, judge) for job in jobs))
     blocks = [replace(frame, paths=tuple(next(texts) for _ in frame.block.paths)) for frame in draft.blocks]
     return replace(draft, blocks=tuple(blocks))
 
 
-async def _rewrite(frame: Framed, number: int, draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float) -> str:
+async def _rewrite(
+    frame: Framed, number: int, draft: Draft, dialogue: Dialogue, prompts: Prompts, limit: float, judge: bool
+) -> str:
     """Path `number` of a block, with `[[block 1]]` where a block stands in it."""
     path = frame.block.paths[number - 1]
     original = with_places(path, draft)
     if not PLACE.sub("", original).strip():
         return original
-    label = child_label(frame.label, number)
-    others = siblings_of(frame, number, draft)
+    label, others = child_label(frame.label, number), siblings_of(frame, number, draft)
+    outline, before = frame.outlines[number - 1], context_of(frame.before)
     # The chain's own numbers were looked at before the path was asked for.
-    known = f"{draft.source.question}\n{frame.before}\n{frame.outlines[number - 1]}\n{original}"
-    content = prompts.fill(
-        NAME, question=draft.source.question, before=context_of(frame.before),
-        outline=frame.outlines[number - 1], path=original,
-    )  # fmt: skip
-    return await dialogue.ask(
-        NAME, f"{NAME} {frame.block.label} path {number}", [{"role": "user", "content": content}],
-        lambda answer: read_path(answer, original, label, known, others, limit),
-    )  # fmt: skip
+    known = f"{draft.source.question}\n{frame.before}\n{outline}\n{original}"
+    place = {"question": draft.source.question, "before": before, "outline": outline}
+    key = f"{frame.block.label} path {number}"
+    messages = [{"role": "user", "content": prompts.fill(NAME, path=original, **place)}]
+    try:
+        while True:
+            text = await dialogue.ask(
+                NAME, f"{NAME} {key}", messages,
+                lambda answer: read_path(answer, original, label, known, others, limit),
+            )  # fmt: skip
+            unknown = await _judge(f"{JUDGE} {key}", text, place, dialogue, prompts) if judge else []
+            if not unknown:
+                return text
+            dialogue.complain(f"{NAME} {key}", unknown)
+    except Rejected as error:
+        if error.stage == NAME and all(complaint.kind == "dependent" for complaint in error.complaints):
+            steps = ", ".join(step.id for step in leaves_of(path))
+            told = [Complaint(c.kind, f"{steps} is not independent: {c.text}") for c in error.complaints]
+            raise Rejected("groups", told) from None
+        raise
+
+
+async def _judge(key: str, text: str, place: dict[str, str], dialogue: Dialogue, prompts: Prompts) -> list[Complaint]:
+    """What a rewritten path uses and cannot know, as somebody sees it who does not know the other paths either."""
+    messages = [{"role": "user", "content": prompts.fill(JUDGE, path=text, **place)}]
+    form = await dialogue.ask(JUDGE, key, messages, lambda answer: read_json(answer, UnknownForm))
+    return [Complaint("dependent", f"it uses what it cannot know: {unknown}") for unknown in form.unknown[:8]]
 
 
 def _changed_results(before: str, after: str, known: str) -> list[Complaint]:
