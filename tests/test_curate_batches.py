@@ -111,13 +111,13 @@ def test_extra_fields_stand_in_the_line():
     assert body["top_p"] == 0.5 and "extra_body" not in body and "temperature" not in body
 
 
-@pytest.mark.parametrize(
-    ("limit", "sizes"), [({"batch_size": 10}, [10, 10, 5]), ({"batch_bytes": 1}, [1] * 25), ({}, [25])]
-)
-def test_a_batch_is_no_larger_than_it_may_be(limit, sizes):
+@pytest.mark.parametrize(("limit", "most"), [({"batch_size": 10}, 10), ({"batch_bytes": 1}, 1), ({}, 25)])
+def test_a_batch_is_no_larger_than_it_may_be(limit, most):
+    """It may be smaller: a busy machine takes its time between two questions."""
     with ChatServer(echo) as server:
         answers, _ = run(server, lambda client: ask_all(client, names(25)), **limit)
-        assert sorted(len(batch.lines) for batch in server.batches.values()) == sorted(sizes)
+        sizes = [len(batch.lines) for batch in server.batches.values()]
+    assert sum(sizes) == 25 and max(sizes) <= most and len(sizes) >= -(-25 // most)
     assert [answer.text for answer in answers] == [f"answer to {name}" for name in names(25)]
 
 
