@@ -553,7 +553,7 @@ def test_a_dry_run_asks_nothing_and_is_about_right(chains, settings, tmp_path, c
 
 
 def test_a_batch_makes_the_same(chains, settings, tmp_path, curated):
-    settings.write_text("model: played\nbatch_quiet_s: 0.2\nbatch_poll_s: 0.02\n")
+    settings.write_text("model: played\nbatch_quiet_s: 0.4\nbatch_poll_s: 0.02\n")
     with ChatServer(curate_model.competent) as server:
         assert curate(chains, tmp_path / "out", server, settings, "--batch") == 0
         assert not server.requests or all("/chat/" not in seen.path for seen in server.requests)
