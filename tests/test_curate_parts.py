@@ -219,6 +219,8 @@ def test_needs_within_a_path_are_no_fault():
 
 # Stage 5
 
+PATHS = {"1": "Take 12, which gives 30.", "2": "Take 34 and 12 to get 46."}
+
 
 @pytest.mark.parametrize(
     ("outlines", "conclusion", "said"),
@@ -228,19 +230,32 @@ def test_needs_within_a_path_are_no_fault():
         (["a", "b"], "", "is empty"),
         (["a", "<Path>b"], "c", "tags in it: <Path>"),
         (["a", "b"], "It is 47.", "numbers of its own: 47"),
+        (["a", "a"], "c", "two outlines are the same"),
+        (["a", "Show that it is 46"], "c", "outline 2 tells a result: 46"),
+        (["a", "Knowing 30, go on"], "c", "outline 2 tells a result: 30"),
+        (["a", "Similarly to path 1, add"], "c", "outline 2: "),
     ],
 )
 def test_map_and_reduce_that_do_not_fit(outlines, conclusion, said):
     with pytest.raises(Complaints) as error:
-        read_map_reduce(json.dumps({"outlines": outlines, "conclusion": conclusion}), 2, "known: 46")
+        read_map_reduce(json.dumps({"outlines": outlines, "conclusion": conclusion}), PATHS, "given: 12", "known: 46")
     assert said in str(error.value)
 
 
+def test_outlines_may_have_what_is_given():
+    answer = json.dumps({"outlines": ["Start from 12", "Start from 34"], "conclusion": "30 and 46"})
+    assert read_map_reduce(answer, PATHS, "given: 12", " ".join(PATHS.values())).outlines[0] == "Start from 12"
+
+
 def test_labels_that_a_model_wrote_are_taken_off():
-    form = read_map_reduce(json.dumps({"outlines": ["1: do\nthis", "Path 2. that"], "conclusion": " c 46 "}), 2, "46")
+    form = read_map_reduce(
+        json.dumps({"outlines": ["1: do\nthis", "Path 2. that"], "conclusion": " c 46 "}), PATHS, "", "46"
+    )
     assert (form.outlines, form.conclusion) == (["do this", "that"], "c 46")
     assert read_path("2.1: the text is this", "the text is this", "2.1", "", [], 0.2) == "the text is this"
     assert read_copy("```\nthe text\n```") == "the text"
+    with pytest.raises(Complaints, match="tags in it: <Path>"):
+        read_copy("the <Path> text")
 
 
 ORIGINAL = "We compute the second value from the formula, which gives 12 + 30 = 42.\n[[block 1]]\nSo it is 42."
@@ -261,6 +276,8 @@ ORIGINAL = "We compute the second value from the formula, which gives 12 + 30 = 
         (ORIGINAL.replace("12 + 30", "770 - 728"), "it uses 770, the result of path 1"),
         (ORIGINAL.replace("12 + 30", "13 + 29"), "numbers that are not in the text: 13, 29"),
         ("The moon is made of cheese. [[block 1]] z is 9.", "were cut and"),
+        (ORIGINAL.replace("42", "12"), "what the path came to is gone: 42"),
+        ("```\n\n```", "the text of the path is missing"),
         (ORIGINAL.replace("So it is 42.", r"So it is \boxed{42}."), "expected no box, as in the text"),
     ],
 )

@@ -355,6 +355,17 @@ def test_records_that_changed_are_made_anew_and_others_are_not(chains, settings,
     assert read(tmp_path / "out" / "traces.jsonl")[0]["deepseek_attempt"] == "133"
 
 
+def test_fewer_rows_take_nothing_away(chains, settings, tmp_path):
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, tmp_path / "out", server, settings, "--rows", "4") == 0
+        before = outputs(tmp_path / "out")
+        assert curate(chains, tmp_path / "out", server, settings, "--rows", "1") == 0
+        assert outputs(tmp_path / "out") == before
+        assert "Not complete" in (tmp_path / "out" / "README.md").read_text()
+        assert curate(chains, tmp_path / "out", server, settings) == 0
+    check_complete(tmp_path / "out")
+
+
 def test_other_settings_need_another_folder_or_overwrite(chains, settings, tmp_path, capsys):
     with ChatServer(curate_model.competent) as server:
         assert curate(chains, tmp_path / "out", server, settings, "--rows", "2") == 0

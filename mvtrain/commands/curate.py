@@ -241,9 +241,11 @@ def _curate(args: argparse.Namespace, out: Path, config: ClientConfig, making: A
     journal = Journal(out / "work" / "finished.jsonl")
     try:
         ended, spending = asyncio.run(_ask(args, out, config, making, prompts, journal))
-        summary = write_outputs(journal, out, Statistics())
         complete = not ended.reason
-        _describe(args, out, identity, summary, ended.num_sources - len(journal) if complete else None)
+        if complete and args.rows is None:
+            journal.forget_from(ended.num_sources)
+        summary = write_outputs(journal, out, Statistics())
+        _describe(args, out, identity, summary, 0 if complete and args.rows is None else None)
     finally:
         journal.close()
     if complete and args.push:

@@ -39,10 +39,9 @@ class Dialogue:
     max_tokens: int
     on_retry: Callable[[str], None] = lambda stage: None
     asked: dict[str, list[Try]] = field(default_factory=dict)
-    """Tries of the questions that count; `forget` moves them away."""
-    earlier: list[dict[str, Any]] = field(default_factory=list)
-    """Faulty tries of questions that were asked again from an earlier stage on."""
+    """Tries of the questions that count."""
     faulty: list[tuple[str, Try]] = field(default_factory=list)
+    """All faulty tries, also of questions that are forgotten."""
 
     async def ask(self, stage: str, key: str, messages: Messages, read: Callable[[str], Read]) -> Read:
         """The first answer that `read` takes. `read` raises Complaints, which are fed back.

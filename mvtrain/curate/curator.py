@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -118,15 +117,12 @@ class Curator:
     async def _make(self, draft: Draft, dialogue: Dialogue) -> Draft:
         """All stages. A group that proves dependent sends the record back to stage 2, as often as it has tries."""
         draft = await self._timed(summary.NAME, summary.summarise(draft, dialogue, self.prompts))
-        returns: Counter[str] = Counter()
         while True:
             try:
                 return await self._from_groups(draft, dialogue)
             except Rejected as error:
-                returns[error.stage] += 1
-                if error.stage != groups.NAME or not dialogue.asked[groups.NAME][-1].answer:
-                    raise
-                if dialogue.asked[groups.NAME][-1].complaints or returns[error.stage] >= dialogue.tries:
+                # Where the last answer has complaints already, its tries are used up.
+                if error.stage != groups.NAME or dialogue.asked[groups.NAME][-1].complaints:
                     raise
                 dialogue.complain(groups.NAME, error.complaints)
                 dialogue.forget(keep=(summary.NAME, groups.NAME))

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mvtrain.curate.curator import CurateSettings
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Source
 from mvtrain.curate.stages import groups, map_reduce, rewrite, summary
 from mvtrain.curate.stages.texts import CONTEXT
-from mvtrain.curate.units import numbered, split_units
+from mvtrain.curate.units import at_most, numbered, split_units
 
 CHARACTERS_PER_TOKEN = 3.0
 """Of reasoning with formulas, roughly."""
@@ -57,7 +58,8 @@ def estimate(sources: Iterable[Source], prompts: Prompts) -> Estimate:
 
 def _add(found: Estimate, source: Source, prompts: Prompts) -> None:
     question, chain = _tokens(source.question), _tokens(source.chain)
-    first = _tokens(prompts.fill(summary.NAME, question=source.question, units=numbered(split_units(source.chain))))
+    units = at_most(split_units(source.chain), CurateSettings.most_units)
+    first = _tokens(prompts.fill(summary.NAME, question=source.question, units=numbered(units)))
     num_steps = max(2.0, chain / TOKENS_PER_STEP)
     num_blocks = max(1.0, chain / TOKENS_PER_BLOCK)
     num_paths = num_blocks * PATHS_PER_BLOCK

@@ -37,7 +37,8 @@ _DISTINCT = re.compile(r"\d{3,}|\d+[./]\d+")
 _OPENING = r"\s*[\\({\[$]*\s*(?:\w+\{)?-?\Z"
 _BEHIND_A_SIGN = re.compile(rf"(?:=|\\approx|≈|\\to|→|\\implies|⇒|:){_OPENING}")
 _BEHIND_A_WORD = re.compile(
-    rf"\b(?:is|are|gives?|yields?|equals?|so|comes to|makes?|gets?|obtain|becomes?|find|have|total){_OPENING}",
+    r"\b(?:is|are|gives?|yields?|equals?|so|comes to|makes?|gets?|obtain|becomes?|find|have|leaves?|leaving|total"
+    rf"|total of){_OPENING}",
     re.IGNORECASE,
 )
 _OPERATOR = re.compile(r"\s*(?:[-+*/\u00d7\u00b7^]|\\cdot|\\times|times\b|plus\b|minus\b)")

@@ -17,7 +17,6 @@ class _Entry:
 
     offset: int
     digest: str
-    status: str
     stage: str
 
 
@@ -47,7 +46,7 @@ class Journal:
         self._stream.truncate(offset)
 
     def _note(self, offset: int, row: dict[str, Any]) -> None:
-        self._entries[row["number"]] = _Entry(offset, row["digest"], row["status"], row["stage"])
+        self._entries[row["number"]] = _Entry(offset, row["digest"], row["stage"])
 
     def add(self, done: Done) -> None:
         row = {"digest": done.source.digest, **asdict(done)}
@@ -58,9 +57,9 @@ class Journal:
         self._note(offset, row)
 
     def has(self, number: int, digest: str) -> bool:
-        """Whether this very record is finished. One that the endpoint has failed is not."""
+        """Whether this very record is finished. One that the endpoint, or a fault of ours, has failed is not."""
         entry = self._entries.get(number)
-        return entry is not None and entry.digest == digest and entry.stage != "endpoint"
+        return entry is not None and entry.digest == digest and entry.stage not in ("endpoint", "internal")
 
     def forget_from(self, number: int) -> None:
         """Leave out records that the input does not have any more."""
@@ -68,9 +67,6 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def count(self, status: str) -> int:
-        return sum(entry.status == status for entry in self._entries.values())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All records in the order of the input, one at a time."""

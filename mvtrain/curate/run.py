@@ -28,8 +28,9 @@ async def curate_all(
 ) -> Ended:
     """Work on `at_once` records at a time. Sources are taken as there is room for them, so memory stays flat.
 
-    The ceiling lets records that can still be finished finish; an endpoint that refuses ends all at once. Either is the
-    `reason`, and the journal has what is finished. Raises whatever else goes wrong, after all work has stopped.
+    At the ceiling every record goes on until its next question does not fit; an endpoint that refuses ends all at once.
+    Either is the `reason`, and the journal has what is finished. Raises whatever else goes wrong, after all work has
+    stopped.
     """
     ended = Ended()
     todo = _unfinished(sources, journal, ended)
@@ -55,8 +56,6 @@ async def curate_all(
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-    if not ended.reason:
-        journal.forget_from(ended.num_sources)
     return ended
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel
 
 from mvtrain.curate.asking import Dialogue, all_of
-from mvtrain.curate.independence import used_results
+from mvtrain.curate.independence import references, used_results
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import read_json
 from mvtrain.curate.records import Branching, Complaint, Complaints, Draft, Framed, Part, Rejected
@@ -72,28 +72,50 @@ async def _frame(frame: Framed, draft: Draft, dialogue: Dialogue, prompts: Promp
         NAME, question=draft.source.question, before=context_of(frame.before), paths=shown,
         num_paths=str(len(paths)),
     )  # fmt: skip
-    known = f"{draft.source.question}\n{draft.source.chain}"
+    given = f"{draft.source.question}\n{frame.before}"
+    labels = [child_label(frame.label, number) for number in range(1, len(paths) + 1)]
     form = await dialogue.ask(
         NAME, f"{NAME} {frame.block.label}", [{"role": "user", "content": content}],
-        lambda answer: read_map_reduce(answer, len(paths), known),
+        lambda answer: read_map_reduce(answer, dict(zip(labels, paths, strict=True)), given, draft.source.chain),
     )  # fmt: skip
     return replace(frame, outlines=tuple(form.outlines), conclusion=form.conclusion)
 
 
-def read_map_reduce(answer: str, num_paths: int, known: str) -> MapReduceForm:
-    """Raises Complaints where outlines and paths do not fit, or the conclusion has numbers that stand nowhere."""
+def read_map_reduce(answer: str, paths: Mapping[str, str], given: str, chain: str) -> MapReduceForm:
+    """Raises Complaints where outlines and paths do not fit, an outline tells or uses what a path finds, or the
+    conclusion has numbers that stand nowhere.
+
+    Args:
+        paths: label -> text in the chain.
+        given: the question, and the text before the block.
+    """
     form = read_json(answer, MapReduceForm)
     outlines = [LABELLED.sub("", " ".join(outline.split())) for outline in form.outlines]
     complaints = []
-    if len(outlines) != num_paths:
-        complaints.append(Complaint("labels", f"{len(outlines)} outlines for {num_paths} paths"))
+    if len(outlines) != len(paths):
+        complaints.append(Complaint("labels", f"{len(outlines)} outlines for {len(paths)} paths"))
+    complaints += _outline_complaints(outlines, paths, given)
     if not all(outlines) or not form.conclusion.strip():
         complaints.append(Complaint("empty", "an outline or the conclusion is empty"))
     complaints += tag_complaints("\n".join([*outlines, form.conclusion]))
-    numbers = set(_NUMBER.findall(known))
+    numbers = set(_NUMBER.findall(f"{given}\n{chain}"))
     invented = [n for n in dict.fromkeys(_NUMBER.findall(form.conclusion)) if n not in numbers and len(n) > 1]
     if invented:
         complaints.append(Complaint("invented", f"the conclusion has numbers of its own: {', '.join(invented)}"))
     if complaints:
         raise Complaints(complaints)
     return MapReduceForm(outlines=outlines, conclusion=form.conclusion.strip())
+
+
+def _outline_complaints(outlines: Sequence[str], paths: Mapping[str, str], given: str) -> Iterator[Complaint]:
+    """An outline stands in front of all paths, so what it tells of their work every path would know."""
+    if len(set(outlines)) < len(outlines):
+        yield Complaint("outline", "two outlines are the same")
+    numbers = set(_NUMBER.findall(given))
+    results = {found[-1] for text in paths.values() if (found := _NUMBER.findall(text))} - numbers
+    for label, outline in zip(paths, outlines, strict=False):
+        told = [number for number in _NUMBER.findall(outline) if number in results and len(number) > 1]
+        if told:
+            yield Complaint("outline", f"outline {label} tells a result: {', '.join(told)}")
+        others = [other for other in paths if other != label]
+        yield from (Complaint("outline", f"outline {label}: {c.text}") for c in references(outline, label, others))

@@ -14,6 +14,7 @@ from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import unwrapped
 from mvtrain.curate.records import Complaint, Complaints, Draft, Rejected, Step
 from mvtrain.curate.stages.outline import leaves_of
+from mvtrain.curate.stages.texts import tag_complaints
 from mvtrain.curate.units import numbered
 
 NAME = "refill"
@@ -55,8 +56,11 @@ async def _type(draft: Draft, leaves: Sequence[Step], i: int, dialogue: Dialogue
 
 def read_copy(answer: str) -> str:
     text = unwrapped(answer)
+    complaints = tag_complaints(text)
     if not text:
-        raise Complaints.of("empty", "the text of the step is missing")
+        complaints.append(Complaint("empty", "the text of the step is missing"))
+    if complaints:
+        raise Complaints(complaints)
     return text
 
 

@@ -84,10 +84,12 @@ async def _judge(key: str, text: str, place: dict[str, str], dialogue: Dialogue,
 
 
 def _changed_results(before: str, after: str, known: str) -> list[Complaint]:
-    """Numbers that stand nowhere else, and boxes that are not the path's own."""
-    numbers = {*_NUMBER.findall(before), *_NUMBER.findall(known)}
-    new = [number for number in dict.fromkeys(_NUMBER.findall(after)) if number not in numbers]
+    """Numbers that stand nowhere else, a last number that is gone, and boxes that are not the path's own."""
+    own, left = _NUMBER.findall(before), _NUMBER.findall(after)
+    new = [number for number in dict.fromkeys(left) if number not in {*own, *_NUMBER.findall(known)}]
     found = [Complaint("content", f"numbers that are not in the text: {', '.join(new)}")] if new else []
+    if own and own[-1] not in left:
+        found.append(Complaint("content", f"what the path came to is gone: {own[-1]}"))
     if _BOX.findall(before) != _BOX.findall(after):
         found.append(
             Complaint("answer lost", f"expected {', '.join(_BOX.findall(before)) or 'no box'}, as in the text")
@@ -102,6 +104,8 @@ def read_path(
     text = answer.strip() if "```" in original else unwrapped(answer)
     text = text if LABELLED.match(original) else LABELLED.sub("", text)
     complaints = tag_complaints(text)
+    if not text:
+        complaints.append(Complaint("empty", "the text of the path is missing"))
     places, found = PLACE.findall(original), PLACE.findall(text)
     if places != found:
         complaints.append(
