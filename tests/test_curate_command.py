@@ -184,6 +184,7 @@ def test_settings_that_finished_nothing_bind_nobody(chains, tmp_path, capsys):
     ("flags", "said"),
     [
         (["--model", "m"], "OPENAI_API_KEY is not set"),
+        (["--model", "m", "--base-url", "http://localhost:1/v1", "--api-key-env", "NOPE"], "NOPE is not set"),
         (["--model", "m", "--extra-body", "{bad"], "not JSON"),
         (["--model", "m", "--extra-body", "[1]"], "expected a JSON object"),
     ],
@@ -192,3 +193,18 @@ def test_mistakes_leave_no_folder(flags, said, chains, tmp_path, capsys):
     with contextlib.suppress(SystemExit):
         assert main(["curate", str(chains), str(tmp_path / "out"), *flags]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_no_input(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k" * 20)
+    assert main(["curate", str(tmp_path), str(tmp_path / "out"), "--model", "m"]) == 2
+    assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+
+
+def test_rows_that_stand_twice_are_told(chains, tmp_path, capsys):
+    lines = chains.read_text().splitlines()[:2]
+    chains.write_text("\n".join([*lines, lines[0]]) + "\n")
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, tmp_path / "out", server) == 0
+    assert "1 of them have the question and the chain of another" in capsys.readouterr().out
+    assert "**Repeated**: 1 of them" in (tmp_path / "out" / "README.md").read_text()

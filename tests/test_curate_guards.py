@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from mvtrain.curate.admission import Admission
 from mvtrain.curate.curator import CurateSettings, Curator
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Branching, Complaint, Done, Draft, Framed, Rejected, Source, Step
@@ -69,6 +70,9 @@ class Journal:
     def has(self, number: int, digest: str) -> bool:
         return False
 
+    def forget_other(self, number: int, digest: str) -> None:
+        pass
+
     def add(self, done: Done) -> None:
         self.done.append(done)
 
@@ -83,5 +87,5 @@ def test_other_faults_end_a_run_after_all_work_has_stopped():
     journal = Journal()
     sources = [replace(SOURCE, id=str(number)) for number in range(5)]
     with pytest.raises(OSError, match="no space left"):
-        asyncio.run(curate_all(sources, Broken(), journal, 1, lambda done: None))
+        asyncio.run(curate_all(sources, Broken(), journal, Admission(None, None, None), 1, lambda done: None))
     assert [done.number for done in journal.done] == [0, 1]

@@ -51,3 +51,10 @@ def test_what_is_finished(tmp_path):
     assert not journal.has(0, replace(SOURCE, chain="Another.").digest) and not journal.has(3, digests[0])
     journal.forget_from(1)
     assert len(journal) == 1
+
+
+def test_a_place_that_another_record_takes_is_empty_until_it_is_finished(tmp_path):
+    journal = journal_of(tmp_path / "j", done(0), done(1))
+    journal.forget_other(0, replace(SOURCE, id="r0").digest)
+    journal.forget_other(1, "another")
+    assert [row["number"] for row in journal.rows()] == [0]

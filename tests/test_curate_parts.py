@@ -21,6 +21,7 @@ from mvtrain.curate.stages.map_reduce import MapReduceForm, read_map_reduce
 from mvtrain.curate.stages.refill import read_copy
 from mvtrain.curate.stages.rewrite import read_path
 from mvtrain.curate.stages.summary import read_steps
+from mvtrain.curate.stages.texts import numbers_in
 from mvtrain.curate.units import at_most, numbered, split_units
 from mvtrain.evaluate.grading_answers import last_box
 
@@ -437,3 +438,21 @@ def test_a_column_that_is_missing_is_named():
         source(question="q")
     with pytest.raises(ValueError, match="no column ask for the question"):
         source(SourceColumns(question="ask"), question="q", chain="c")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1,000 and 1000", ["1000", "1000"]),
+        ("12{,}345{,}678.5", ["12345678.5"]),
+        ("the pair 1,2 and 1,2345", ["1", "2", "1", "2345"]),
+        (r"\tfrac12 + \frac{3}{40} + \dfrac 56", ["1", "2", "3", "40", "5", "6"]),
+    ],
+)
+def test_numbers_are_the_same_however_they_are_written(text, numbers):
+    assert numbers_in(text) == numbers
+
+
+def test_a_tree_may_say_that_a_step_has_no_substeps():
+    (step,) = read_steps('{"steps": [{"title": "a", "units": [1, 2], "substeps": null}]}', 2)
+    assert step.substeps == ()

@@ -255,6 +255,27 @@ def test_a_path_that_uses_what_it_cannot_know_is_asked_for_again_and_then_its_gr
     assert any("S3 is not independent: it uses what it cannot know" in text for text in told)
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_paths_that_are_too_far_away_together_are_asked_for_again(chains, settings, tmp_path, stubborn):
+    """Each is within what a short path may lose; all of them are not."""
+    chains.write_text(json.dumps(AREAS.row()) + "\n")
+
+    def play(request: dict) -> str:
+        answer = curate_model.competent(request)
+        if curate_model.stage_of(request) != "rewrite" or (curate_model.num_complaints(request) and not stubborn):
+            return answer
+        return answer[12:]
+
+    settings.write_text("model: played\nlimit: 0.08\ntries: 2\n")
+    with ChatServer(play) as server:
+        assert curate(chains, tmp_path / "out", server, settings) == 0
+        told = [seen.body["messages"][-1]["content"] for seen in server.requests]
+    assert any("all texts together are" in text for text in told)
+    rejected = read(tmp_path / "out" / "rejected.jsonl")
+    assert [(row["stage"], row["kinds"]) for row in rejected] == ([("rewrite", ["content"])] if stubborn else [])
+    assert len(read(tmp_path / "out" / "traces.jsonl")) == (not stubborn)
+
+
 def test_nobody_is_asked_where_that_is_not_wanted(chains, settings, tmp_path):
     with ChatServer(curate_model.competent) as server:
         assert curate(chains, tmp_path / "out", server, settings, "--no-judge") == 0
@@ -418,6 +439,30 @@ def test_the_ceiling_holds_over_all_runs(chains, settings, tmp_path, capsys):
     check_complete(tmp_path / "out")
 
 
+def test_a_ceiling_for_some_records_finishes_about_as_many(settings, tmp_path, capsys):
+    """Not a little of each: the money for 8 of 40 records makes several traces, though 40 could be begun at once."""
+    chains = tmp_path / "many.jsonl"
+    # Questions of their own, so that no answer is taken from another record's.
+    rows = [AREAS.row() | {"id": f"{n}", "question": f"{AREAS.question} Field {n}."} for n in range(40)]
+    chains.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def play(request: dict) -> Reply:
+        answer = curate_model.competent(request)
+        return Reply(
+            answer, prompt_tokens=len(json.dumps(request["messages"])) // 4, completion_tokens=len(answer) // 4
+        )
+
+    def spend(out: Path, status: int, *flags: str) -> float:
+        prices = ("--price-input", "1000", "--price-output", "1000", "--max-tokens", "300", "--json")
+        assert curate(chains, out, server, settings, *prices, *flags) == status
+        return json.loads(capsys.readouterr().out)["spending"]["spent"]
+
+    with ChatServer(play) as server:
+        cost = spend(tmp_path / "one", 0, "--rows", "1")
+        assert spend(tmp_path / "some", 3, "--max-spend", str(8 * cost)) <= 8 * cost
+    assert 3 <= len(read(tmp_path / "some" / "traces.jsonl")) <= 8
+
+
 def test_a_refused_key_stops_with_one_line_and_stands_nowhere(chains, settings, tmp_path, capsys, caplog):
     caplog.set_level("DEBUG")
 
@@ -491,6 +536,7 @@ def test_rows_that_cannot_be_read_are_rejected(chains, settings, tmp_path):
     assert [row["row"] for row in rejected] == [2, 3, 4] and {row["stage"] for row in rejected} == {"source"}
     assert "the chain has <Path> in it" in rejected[2]["reasons"][0]
     assert "row 2" in rejected[0]["reasons"][0] and "not JSON" in rejected[0]["reasons"][0]
+    assert [row["source_row"] for row in rejected] == ["{not json", empty, tagged]
     assert len(read(tmp_path / "out" / "traces.jsonl")) == 1
 
 

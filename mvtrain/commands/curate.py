@@ -200,7 +200,8 @@ def _sources(args: argparse.Namespace) -> Iterator[Source]:
         except ValueError as error:
             if number == 0 and not isinstance(error, RowError):
                 raise  # the columns of the whole file
-            yield Source(f"row-{number + 1}", "", "", "", fault=str(error))
+            read = (row.line or None) if isinstance(row, RowError) else dict(row)
+            yield Source(f"row-{number + 1}", "", "", "", fault=str(error), row=read)
 
 
 def _dry_run(args: argparse.Namespace, options: dict[str, Any], prompts: Any) -> int:
@@ -259,9 +260,11 @@ def _curate(args: argparse.Namespace, out: Path, config: ClientConfig, making: A
 async def _ask(
     args: argparse.Namespace, out: Path, config: ClientConfig, making: Any, prompts: Any, journal: Any
 ) -> tuple[Ended, dict[str, Any]]:
+    from mvtrain.curate.admission import Admission
     from mvtrain.curate.batches import BatchClient
     from mvtrain.curate.client import Client
     from mvtrain.curate.curator import Curator
+    from mvtrain.curate.estimate import expected_cost
     from mvtrain.curate.progress import CurationProgress
     from mvtrain.curate.run import Ended, curate_all
     from mvtrain.evaluate.grading_answers import last_box
@@ -277,9 +280,13 @@ async def _ask(
             with CurationProgress(_count(args), client.snapshot, shown) as progress:
                 same = functools.partial(_same_answer, pool)
                 curator = Curator(client, prompts, making, same, last_box, progress.stage)
+                price = functools.partial(
+                    expected_cost, prompts=prompts, price_input=config.price_input, price_output=config.price_output
+                )
+                admission = Admission(price, lambda: client.snapshot().spent, config.max_spend)
+                at_once = 100_000 if args.batch else 2 * config.concurrency
                 try:
-                    at_once = 100_000 if args.batch else 2 * config.concurrency
-                    ended = await curate_all(_sources(args), curator, journal, at_once, progress.finished)
+                    ended = await curate_all(_sources(args), curator, journal, admission, at_once, progress.finished)
                 except asyncio.CancelledError:
                     print("curate: interrupted; the same command goes on from here", file=sys.stderr)
             return ended, client.snapshot().as_dict()
@@ -349,6 +356,8 @@ def _tell(args: argparse.Namespace, out: Path, ended: Ended, summary: Summary, s
         print(json.dumps({"out": str(out), "stopped": ended.reason or None, **summary.as_dict(), "spending": spending}))
         return
     print(f"{summary.num_accepted} accepted, {summary.num_rejected} rejected: {out}")
+    if summary.num_repeated:
+        print(f"  {summary.num_repeated} of them have the question and the chain of another record")
     for row in summary.as_dict()["rejections"]:
         print(f"  rejected in {row['stage']}: {row['kind']}: {row['records']}")
     total = spending["total"]

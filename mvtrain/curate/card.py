@@ -34,6 +34,8 @@ def card(identity: Mapping[str, Any], summary: Summary, num_unfinished: int | No
         f"{summary.num_accepted} of {num} sequential chains{share} became traces. Made by `mvtrain curate`. "
         f"The answers of {summary.num_verified} were found equal to a reference; the others have none to compare with.",
     ]
+    if summary.num_repeated:
+        lines += ["", f"**Repeated**: {summary.num_repeated} of them have the question and the chain of another one."]
     if num_unfinished != 0:
         left = f"{num_unfinished} rows" if num_unfinished else "Some rows"
         lines += ["", f"**Not complete**: {left} of the input are not finished."]

@@ -153,6 +153,8 @@ class Endpoint:
     def _check_key(self) -> None:
         if not self.key and self.address == OPENAI:
             raise ValueError(f"api_key_env: {self.key_name} is not set, and {OPENAI} needs a key")
+        if not self.key and self.key_name != ClientConfig.api_key_env:
+            raise ValueError(f"api_key_env: {self.key_name} is not set; set it, or name no variable to send no key")
         if not (self.key.isascii() and self.key.isprintable()):
             raise ValueError(f"api_key_env: what {self.key_name} holds is no key: it has line ends or other signs")
 

@@ -56,6 +56,13 @@ def estimate(sources: Iterable[Source], prompts: Prompts) -> Estimate:
     return found
 
 
+def expected_cost(source: Source, prompts: Prompts, price_input: float | None, price_output: float | None) -> float:
+    """US dollars for one record; 0 without prices."""
+    found = Estimate()
+    _add(found, source, prompts)
+    return found.cost(price_input, price_output) or 0.0
+
+
 def _add(found: Estimate, source: Source, prompts: Prompts) -> None:
     question, chain = _tokens(source.question), _tokens(source.chain)
     units = at_most(split_units(source.chain), CurateSettings.most_units)

@@ -52,7 +52,7 @@ class Journal:
         row = {"digest": done.source.digest, **asdict(done)}
         self._stream.seek(0, 2)
         offset = self._stream.tell()
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._stream.write(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n")
         self._stream.flush()
         self._note(offset, row)
 
@@ -60,6 +60,11 @@ class Journal:
         """Whether this very record is finished. One that the endpoint, or a fault of ours, has failed is not."""
         entry = self._entries.get(number)
         return entry is not None and entry.digest == digest and entry.stage not in ("endpoint", "internal")
+
+    def forget_other(self, number: int, digest: str) -> None:
+        """Leave out a record that stood in this place of the input before it changed."""
+        if number in self._entries and self._entries[number].digest != digest:
+            del self._entries[number]
 
     def forget_from(self, number: int) -> None:
         """Leave out records that the input does not have any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ class Summary:
     num_accepted: int = 0
     num_verified: int = 0
     """Of the accepted ones, those whose answer was found equal to a reference."""
+    num_repeated: int = 0
+    """Accepted ones with the question and the chain of an earlier one."""
     rejections: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(stage, kind of the first complaint) -> records."""
     distances: list[float] = field(default_factory=list)
@@ -47,6 +50,7 @@ class Summary:
         return {
             "num_accepted": self.num_accepted,
             "num_verified": self.num_verified,
+            "num_repeated": self.num_repeated,
             "num_rejected": self.num_rejected,
             "rejections": [
                 {"stage": stage, "kind": kind, "records": count}
@@ -60,6 +64,7 @@ class Summary:
 def write_outputs(journal: Journal, folder: Path, statistics: Statistics) -> Summary:
     """The three files, in the order of the input; each appears whole or not at all."""
     summary = Summary()
+    seen: set[bytes] = set()
     with ExitStack() as stack:
         traces, rejected, stages = (
             stack.enter_context(whole_file(folder / name)) for name in (TRACES, REJECTED, STAGES)
@@ -70,6 +75,7 @@ def write_outputs(journal: Journal, folder: Path, statistics: Statistics) -> Sum
                 summary.num_accepted += 1
                 summary.num_verified += row["verified"] is True
                 summary.distances.append(row["distance"])
+                summary.num_repeated += _is_repeated(row["source"], seen)
                 statistics.add(row["trace"], parse(row["trace"]))
             else:
                 _write(rejected, rejected_row(row))
@@ -78,6 +84,14 @@ def write_outputs(journal: Journal, folder: Path, statistics: Statistics) -> Sum
             _write(stages, {"id": row["source"]["id"], "row": row["number"] + 1, **{name: row[name] for name in names}})
     summary.statistics = statistics.as_dict()
     return summary
+
+
+def _is_repeated(source: Mapping[str, Any], seen: set[bytes]) -> bool:
+    text = json.dumps([source["question"], source["chain"]])
+    digest = hashlib.sha256(text.encode()).digest()[:16]
+    was_there = digest in seen
+    seen.add(digest)
+    return was_there
 
 
 def trace_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +111,7 @@ def trace_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rejected_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was understood of the row, why it is rejected, and the row itself with all its columns."""
     source = row["source"]
     return {
         "id": source["id"],
@@ -108,6 +123,7 @@ def rejected_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "deepseek_thinking_trajectory": source["chain"],
         "deepseek_attempt": source["answer"],
         "answer": source["reference"],
+        "source_row": source["row"],
     }
 
 

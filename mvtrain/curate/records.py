@@ -27,6 +27,8 @@ class Source:
     """For instance `chains.jsonl row 14`."""
     fault: str = ""
     """Why the row cannot be read; all else may then be empty."""
+    row: Any = None
+    """All of the row as it was read, or the line that is none: a rejected record keeps it."""
 
     @property
     def digest(self) -> str:

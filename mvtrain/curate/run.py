@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from mvtrain.curate.admission import Admission
 from mvtrain.curate.curator import Curator
 from mvtrain.curate.faults import EndpointRefuses, SpendReached
 from mvtrain.curate.journal import Journal
@@ -24,9 +25,15 @@ class Ended:
 
 
 async def curate_all(
-    sources: Iterable[Source], curator: Curator, journal: Journal, at_once: int, on_done: Callable[[Done], None]
+    sources: Iterable[Source],
+    curator: Curator,
+    journal: Journal,
+    admission: Admission,
+    at_once: int,
+    on_done: Callable[[Done], None],
 ) -> Ended:
-    """Work on `at_once` records at a time. Sources are taken as there is room for them, so memory stays flat.
+    """Work on `at_once` records at a time, or fewer where `admission` lets no more in. Sources are taken as there is
+    room for them, so memory stays flat.
 
     At the ceiling every record goes on until its next question does not fit; an endpoint that refuses ends all at once.
     Either is the `reason`, and the journal has what is finished. Raises whatever else goes wrong, after all work has
@@ -35,15 +42,24 @@ async def curate_all(
     ended = Ended()
     todo = _unfinished(sources, journal, ended)
 
+    door = asyncio.Lock()
+
     async def work() -> None:
-        for number, source in todo:
-            if ended.reason:
-                return
+        while True:
+            async with door:
+                number, source = next(todo, (None, None))
+                if number is None:
+                    return
+                await admission.enter(number, source)
             try:
+                if ended.reason:
+                    return
                 done = await curator.curate(number, source)
             except SpendReached as error:
                 ended.reason = ended.reason or str(error)
                 return
+            finally:
+                admission.leave(number)
             journal.add(done)
             on_done(done)
 
@@ -66,4 +82,5 @@ def _unfinished(sources: Iterable[Source], journal: Journal, ended: Ended) -> It
         if journal.has(number, source.digest):
             ended.num_passed_over += 1
         else:
+            journal.forget_other(number, source.digest)
             yield number, source

@@ -61,7 +61,7 @@ class SourceColumns:
             answer = f"\\boxed{{{found}}}"
         id = fields.get("id", fields.get("unique_id"))
         id = str(id) if isinstance(id, (str, int)) and str(id) else f"row-{number + 1}"
-        return Source(id, question.strip(), chain, answer.strip(), reference.strip() or None, where)
+        return Source(id, question.strip(), chain, answer.strip(), reference.strip() or None, where, row=fields)
 
     def _text(self, where: str, fields: Mapping[str, Any], what: str, needed: bool = True) -> str:
         named = getattr(self, what)

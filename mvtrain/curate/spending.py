@@ -187,7 +187,8 @@ class Spending:
     def _words(self, cost: float) -> str:
         return (
             f"the ceiling of ${self.max_spend:g} is reached: ${self.spent:.4f} are spent, and the next request may "
-            f"cost ${cost:.4f}. All answers so far are kept: raise max_spend and start again"
+            f"cost ${cost:.4f}, if its answer is as long as max_tokens allows. All answers so far are kept: raise "
+            "max_spend, or lower max_tokens if that is what does not fit, and start again"
         )
 
     def _pay(self, stage: str, cost: float, usage: Usage | None, estimated: bool = False) -> None:

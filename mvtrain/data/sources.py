@@ -29,14 +29,15 @@ _TURN, _END = "<|im_start|>assistant\n", "<|im_end|>"
 
 
 class RowError(ValueError):
-    """A row that cannot be trained on. `where` names file and row, `reason` is the same for rows of the same fault."""
+    """A row that cannot be trained on. `where` names file and row, `reason` is the same for rows of the same fault;
+    `line` is what stands there, if it is no row at all."""
 
-    def __init__(self, where: str, message: str, reason: str) -> None:
+    def __init__(self, where: str, message: str, reason: str, line: str = "") -> None:
         super().__init__(f"{where}: {message}")
-        self.where, self.message, self.reason = where, message, reason
+        self.where, self.message, self.reason, self.line = where, message, reason, line
 
     def __reduce__(self) -> tuple:
-        return RowError, (self.where, self.message, self.reason)
+        return RowError, (self.where, self.message, self.reason, self.line)
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,13 @@ def read_records(
 
 def read_fields(source: str | Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
     """(label of the row, its fields or why there are none) for every row of a file or a data set of the hub."""
+    if Path(source).is_dir():
+        raise ValueError(f"{source} is a folder; name a file in it")
     if Path(source).suffix.lower() in _FILE_SUFFIXES or Path(source).is_file():
         from mvtrain.data.trace_files import read_rows
 
         for row in read_rows(Path(source)):
-            fault = row.fault and RowError(str(row), row.fault, "not a JSON object")
+            fault = row.fault and RowError(str(row), row.fault, "not a JSON object", row.line)
             yield str(row), fault or row.fields
         return
     name, _, split = str(source).partition(":")

@@ -25,6 +25,8 @@ class Row:
     fields: dict[str, Any]
     fault: str | None = None
     """Why the row cannot be read at all; `fields` is then empty."""
+    line: str = ""
+    """Of a row that cannot be read: what stands there, with marks for bytes that are not UTF-8."""
 
     def __str__(self) -> str:
         return f"{self.file} row {self.number}"
@@ -64,7 +66,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
             try:
                 yield Row(str(path), number, _json_object(line))
             except ValueError as error:
-                yield Row(str(path), number, {}, fault=str(error))
+                yield Row(str(path), number, {}, str(error), line.decode("utf-8", "replace").strip())
 
 
 def _json_object(line: bytes) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,11 +13,10 @@ from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import read_json
 from mvtrain.curate.records import Branching, Complaint, Complaints, Draft, Framed, Part, Rejected
 from mvtrain.curate.stages.outline import leaves_of
-from mvtrain.curate.stages.texts import LABELLED, context_of, tag_complaints, text_of
+from mvtrain.curate.stages.texts import LABELLED, context_of, numbers_in, tag_complaints, text_of
 from mvtrain.grammar import child_label
 
 NAME = "map_reduce"
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 class MapReduceForm(BaseModel):
@@ -98,8 +96,8 @@ def read_map_reduce(answer: str, paths: Mapping[str, str], given: str, chain: st
     if not all(outlines) or not form.conclusion.strip():
         complaints.append(Complaint("empty", "an outline or the conclusion is empty"))
     complaints += tag_complaints("\n".join([*outlines, form.conclusion]))
-    numbers = set(_NUMBER.findall(f"{given}\n{chain}"))
-    invented = [n for n in dict.fromkeys(_NUMBER.findall(form.conclusion)) if n not in numbers and len(n) > 1]
+    numbers = set(numbers_in(f"{given}\n{chain}"))
+    invented = [n for n in dict.fromkeys(numbers_in(form.conclusion)) if n not in numbers and len(n) > 1]
     if invented:
         complaints.append(Complaint("invented", f"the conclusion has numbers of its own: {', '.join(invented)}"))
     if complaints:
@@ -111,10 +109,10 @@ def _outline_complaints(outlines: Sequence[str], paths: Mapping[str, str], given
     """An outline stands in front of all paths, so what it tells of their work every path would know."""
     if len(set(outlines)) < len(outlines):
         yield Complaint("outline", "two outlines are the same")
-    numbers = set(_NUMBER.findall(given))
-    results = {found[-1] for text in paths.values() if (found := _NUMBER.findall(text))} - numbers
+    numbers = set(numbers_in(given))
+    results = {found[-1] for text in paths.values() if (found := numbers_in(text))} - numbers
     for label, outline in zip(paths, outlines, strict=False):
-        told = [number for number in _NUMBER.findall(outline) if number in results and len(number) > 1]
+        told = [number for number in numbers_in(outline) if number in results and len(number) > 1]
         if told:
             yield Complaint("outline", f"outline {label} tells a result: {', '.join(told)}")
         others = [other for other in paths if other != label]

@@ -9,20 +9,20 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from mvtrain.curate.asking import Dialogue, all_of
-from mvtrain.curate.distance import changes
+from mvtrain.curate.distance import changes, normal
 from mvtrain.curate.independence import references, used_results
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import read_json, unwrapped
 from mvtrain.curate.records import Complaint, Complaints, Draft, Framed, Rejected
+from mvtrain.curate.stages import trace
 from mvtrain.curate.stages.map_reduce import siblings_of
 from mvtrain.curate.stages.outline import leaves_of
-from mvtrain.curate.stages.texts import LABELLED, PLACE, context_of, tag_complaints, with_places
+from mvtrain.curate.stages.texts import LABELLED, PLACE, context_of, numbers_in, tag_complaints, with_places
 from mvtrain.grammar import child_label
 
 NAME, JUDGE = "rewrite", "independence"
 FREE_CUTS, FREE_ADDITIONS = 40, 12
 """Characters that may go, or come, in a path however short it is: "Similarly, " can be half of a short one."""
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _BOX = re.compile(r"\\boxed\s*\{[^{}]*\}")
 
 
@@ -38,9 +38,22 @@ async def rewrite_paths(draft: Draft, dialogue: Dialogue, prompts: Prompts, limi
     Raises Rejected where a path was answered badly too often; at stage 2 where that is because it is not independent.
     """
     jobs = [(frame, number) for frame in draft.blocks for number in range(1, len(frame.block.paths) + 1)]
-    texts = iter(await all_of(_rewrite(*job, draft, dialogue, prompts, limit, judge) for job in jobs))
-    blocks = [replace(frame, paths=tuple(next(texts) for _ in frame.block.paths)) for frame in draft.blocks]
-    return replace(draft, blocks=tuple(blocks))
+    while True:
+        texts = await all_of(_rewrite(*job, draft, dialogue, prompts, limit, judge) for job in jobs)
+        left = iter(texts)
+        blocks = [replace(frame, paths=tuple(next(left) for _ in frame.block.paths)) for frame in draft.blocks]
+        draft = replace(draft, blocks=tuple(blocks))
+        away = trace.distance_of(draft)
+        originals = [with_places(frame.block.paths[number - 1], draft) for frame, number in jobs]
+        keys = [
+            f"{NAME} {_key(*job)}" for job, text, original in zip(jobs, texts, originals, strict=True)
+            if normal(text) != normal(original)
+        ]  # fmt: skip
+        if away <= limit or not keys:
+            return draft
+        together = Complaint("content", f"all texts together are {away:.0%} away from the chain, at most {limit:.0%}")
+        for key in keys:
+            dialogue.complain(key, [together])
 
 
 async def _rewrite(
@@ -56,7 +69,7 @@ async def _rewrite(
     # The chain's own numbers were looked at before the path was asked for.
     known = f"{draft.source.question}\n{frame.before}\n{outline}\n{original}"
     place = {"question": draft.source.question, "before": before, "outline": outline}
-    key = f"{frame.block.label} path {number}"
+    key = _key(frame, number)
     messages = [{"role": "user", "content": prompts.fill(NAME, path=original, **place)}]
     try:
         while True:
@@ -76,6 +89,10 @@ async def _rewrite(
         raise
 
 
+def _key(frame: Framed, number: int) -> str:
+    return f"{frame.block.label} path {number}"
+
+
 async def _judge(key: str, text: str, place: dict[str, str], dialogue: Dialogue, prompts: Prompts) -> list[Complaint]:
     """What a rewritten path uses and cannot know, as somebody sees it who does not know the other paths either."""
     messages = [{"role": "user", "content": prompts.fill(JUDGE, path=text, **place)}]
@@ -85,8 +102,8 @@ async def _judge(key: str, text: str, place: dict[str, str], dialogue: Dialogue,
 
 def _changed_results(before: str, after: str, known: str) -> list[Complaint]:
     """Numbers that stand nowhere else, a last number that is gone, and boxes that are not the path's own."""
-    own, left = _NUMBER.findall(before), _NUMBER.findall(after)
-    new = [number for number in dict.fromkeys(left) if number not in {*own, *_NUMBER.findall(known)}]
+    own, left = numbers_in(before), numbers_in(after)
+    new = [number for number in dict.fromkeys(left) if number not in {*own, *numbers_in(known)}]
     found = [Complaint("content", f"numbers that are not in the text: {', '.join(new)}")] if new else []
     if own and own[-1] not in left:
         found.append(Complaint("content", f"what the path came to is gone: {own[-1]}"))

@@ -22,7 +22,7 @@ class SubstepForm(BaseModel):
 
 
 class StepForm(SubstepForm):
-    substeps: list[SubstepForm] = []
+    substeps: list[SubstepForm] | None = None
 
 
 class SummaryForm(BaseModel):
@@ -57,7 +57,7 @@ def read_steps(answer: str, num_units: int) -> tuple[Step, ...]:
 
 def _step(id: str, form: SubstepForm) -> Step:
     first, last = form.units or (None, None)
-    forms = form.substeps if isinstance(form, StepForm) else []
+    forms = (form.substeps if isinstance(form, StepForm) else None) or []
     substeps = tuple(_step(f"{id}.{number}", substep) for number, substep in enumerate(forms, 1))
     if len(substeps) == 1:
         substeps = ()  # a step in one piece

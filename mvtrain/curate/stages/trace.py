@@ -15,9 +15,18 @@ NAME = "trace"
 
 def assemble(draft: Draft, limit: float) -> Draft:
     """Fills in `trace` and `distance`. Raises Rejected where grammar or content are not good."""
-    framed = {frame.block.label: frame for frame in draft.blocks}
-    trace = Trace((Think(tuple(_assemble(draft.outline, draft, framed))),))
+    trace = _trace(draft)
     return replace(draft, trace=trace, distance=_check(trace, draft, limit))
+
+
+def distance_of(draft: Draft) -> float:
+    """Edit distance between what the trace of a draft says and the chain, over the longer of both."""
+    return _distance(_trace(draft), draft)
+
+
+def _trace(draft: Draft) -> Trace:
+    framed = {frame.block.label: frame for frame in draft.blocks}
+    return Trace((Think(tuple(_assemble(draft.outline, draft, framed))),))
 
 
 def _assemble(parts: Sequence[Part], draft: Draft, framed: Mapping[str, Framed]) -> list[str | Block]:
@@ -49,12 +58,16 @@ def _check(trace: Trace, draft: Draft, limit: float) -> float:
     problems = check(render(trace))
     if problems:
         raise Rejected(NAME, [Complaint("grammar", str(problem)) for problem in problems[:5]])
-    away = distance(" ".join(_said(trace.parts[0].parts)), draft.source.chain)
+    away = _distance(trace, draft)
     if away > limit:
         raise Rejected(
             NAME, [Complaint("content", f"the trace is {away:.0%} away from the chain, at most {limit:.0%}")]
         )
     return away
+
+
+def _distance(trace: Trace, draft: Draft) -> float:
+    return distance(" ".join(_said(trace.parts[0].parts)), draft.source.chain)
 
 
 def _said(parts: Sequence[str | Block]) -> list[str]:

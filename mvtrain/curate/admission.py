@@ -1,0 +1,50 @@
+"""Which records are begun while money is short: as many as can probably be carried to their end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mvtrain.curate.records import Source
+
+
+@dataclass
+class Admission:
+    """A record waits at the door until all that are begun, and it too, are expected to fit under the ceiling.
+
+    What a record costs is estimated; the estimates grow as soon as records turn out to cost more. Where nothing is
+    begun, the next record is let in whatever it may cost. Records come in one at a time.
+    """
+
+    expected: Callable[[Source], float]
+    """US dollars."""
+    spent: Callable[[], float]
+    """US dollars, in this run and those before it."""
+    max_spend: float | None
+    _begun: dict[int, float] = field(default_factory=dict)
+    _finished: float = 0.0
+    _spent_at_start: float | None = None
+    _left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def enter(self, number: int, source: Source) -> None:
+        if self.max_spend is None:
+            return
+        if self._spent_at_start is None:
+            self._spent_at_start = self.spent()
+        cost = self.expected(source)
+        while self._begun and not self._fits(cost):
+            self._left.clear()
+            await self._left.wait()
+        self._begun[number] = cost
+
+    def leave(self, number: int) -> None:
+        self._finished += self._begun.pop(number, 0.0)
+        self._left.set()
+
+    def _fits(self, cost: float) -> bool:
+        """What is begun counts in full, however much of it is paid already: too few at once finish, too many do not."""
+        spent = self.spent() - self._spent_at_start
+        begun = sum(self._begun.values())
+        factor = max(1.0, spent / (self._finished + begun)) if self._finished + begun else 1.0
+        return self._spent_at_start + factor * (self._finished + begun + cost) <= self.max_spend
