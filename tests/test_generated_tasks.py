@@ -33,6 +33,8 @@ def one(task, seed, difficulty):
 
 def solve(question: str) -> str:
     """Read the question as text and solve it: nothing of the generators is used."""
+    if question.startswith("Words: "):
+        return question.removesuffix(" . Say them twice.").split(" ")[-1]
     return solve_sat(question) if question.startswith("There are") else solve_ways(question)
 
 

@@ -12,14 +12,14 @@ from mvtrain.folders import whole_file
 from mvtrain.prompt import response_text
 
 TRAVELLERS = "travellers"
-TASKS = (TRAVELLERS, "sat", "collective", "selective", "mixed")
+TASKS = (TRAVELLERS, "sat", "collective", "selective", "mixed", "copying")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="JSONL file to write")
     parser.add_argument("--task", choices=TASKS, default=TRAVELLERS, help=f"which problems (default {TRAVELLERS})")
     parser.add_argument("--difficulty", metavar="D",
-        help="a number, or a range as 2-5: variables of sat, ways of the others; travellers have none")  # fmt: skip
+        help="a number, or a range as 2-5: variables of sat, words of copying, ways of the others")  # fmt: skip
     parser.add_argument("--plain", action="store_true",
         help="rows of question and response: the chain without any tag, to train a model that has none")  # fmt: skip
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="how many problems (default 1000)")

@@ -1,0 +1,41 @@
+"""Running the project's own commands, as users do, from the examples."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: str, capture: bool = False) -> str:
+    """Show a command, run it, and say how long it took. Returns what it printed if that is to be captured.
+
+    Raises SystemExit where it fails; its own message stands above.
+    """
+    print("\n$ " + " ".join(command), flush=True)
+    start = time.time()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    program = shutil.which(command[0]) or str(Path(sys.executable).with_name(command[0]))
+    done = subprocess.run([program, *command[1:]], env=env, text=True, stdout=subprocess.PIPE if capture else None)
+    if done.returncode:
+        raise SystemExit(f"`{command[0]} {command[1]}` failed with status {done.returncode}; see its message above")
+    print(f"({time.time() - start:.0f} s)", flush=True)
+    return done.stdout or ""
+
+
+def train(recipe: str, *flags: str, ranks: int = 2) -> None:
+    """`deepspeed launch/sft.py` on a recipe of `launch/recipes`, on processes of this machine."""
+    launcher = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    run(*launcher, str(ROOT / "launch" / "sft.py"), str(ROOT / "launch" / "recipes" / recipe), *flags)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
