@@ -21,8 +21,11 @@ import torch
 
 from mvtrain.grammar import TAGS
 
-Scheme = Literal["isolated", "original"]
+Scheme = Literal["isolated", "original", "causal"]
 SCHEMES: tuple[Scheme, ...] = ("isolated", "original")
+TRAINING_SCHEMES: tuple[Scheme, ...] = (*SCHEMES, "causal")
+"""`causal` reads no tag: the stock mask and positions, to see what a model learns without Multiverse Attention. Nothing
+can be generated in parallel with it."""
 
 
 class LayoutError(ValueError):
@@ -121,13 +124,13 @@ class Layout:
         Raises:
             LayoutError: a tag of a block stands where it may not, or a block is not closed.
         """
-        if scheme not in SCHEMES:
-            raise ValueError(f"unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
+        if scheme not in TRAINING_SCHEMES:
+            raise ValueError(f"unknown scheme {scheme!r}; choose one of {', '.join(TRAINING_SCHEMES)}")
         ids_T = torch.as_tensor(ids, dtype=torch.long)
         if ids_T.dim() != 1:
             raise ValueError(f"expected the ids of one document, shape (T,), got shape {tuple(ids_T.shape)}")
         builder = _Builder(scheme, start_position)
-        for index, kind in _block_tags(ids_T, tags):
+        for index, kind in _block_tags(ids_T, tags) if scheme != "causal" else ():
             builder.tag(index, kind)
         num_tokens = len(ids_T)
         return cls(tuple(builder.finish(num_tokens)), ((0, num_tokens),) if num_tokens else (), scheme)
@@ -174,7 +177,7 @@ class Layout:
         return total
 
     def _encode(self) -> torch.Tensor:
-        numbers = [SCHEMES.index(self.scheme), len(self.documents), *chain.from_iterable(self.documents)]
+        numbers = [TRAINING_SCHEMES.index(self.scheme), len(self.documents), *chain.from_iterable(self.documents)]
         for start, end, position, sees in self.nodes:
             numbers += [start, end, position, len(sees), *chain.from_iterable(sees)]
         return torch.tensor(numbers)
@@ -183,7 +186,7 @@ class Layout:
     def decode(cls, encoded: torch.Tensor) -> Layout:
         """The layout that `encoded` describes."""
         numbers = iter(encoded.tolist())
-        scheme = SCHEMES[next(numbers)]
+        scheme = TRAINING_SCHEMES[next(numbers)]
         documents = _read_pairs(numbers, next(numbers))
         nodes = []
         for start in numbers:

@@ -219,6 +219,8 @@ def test_what_users_get_wrong():
         subject.generate([[1], [2]], [SamplingParams()])
     with pytest.raises(ValueError, match="top_p = 0, expected in"):
         SamplingParams(top_p=0)
+    with pytest.raises(ValueError, match="scheme 'causal' runs no paths"):
+        Engine(tiny_model(), tiny_tokenizer(), scheme="causal")
     with pytest.raises(ValueError, match="unknown scheme"):
         engine(scheme="other")
     with pytest.raises(ValueError, match="mvtrain convert"):

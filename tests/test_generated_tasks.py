@@ -18,7 +18,7 @@ from mvtrain.layout import Layout, TagIds
 from mvtrain.prompt import response_text
 
 TAG = TagIds(*range(len(TAGS)))
-CASE = re.compile(r"([\d.]+): (\S+): (\S+) (\w+) (and|or) (\S+) (\w+) so (\w+) (\S+)= (\w+) \1= (\w+)$")
+CASE = re.compile(r"([\d.]+): (\S+): (\S+) (\w+) \2; (and|or)-(\S+) (\w+) so (\w+) (\S+)= (\w+) \1= (\w+)$")
 SEEDS = st.integers(0, 10_000)
 
 
@@ -43,7 +43,8 @@ def solve_sat(question: str) -> str:
     count = int(re.match(r"There are (\d+) variables", question).group(1))
     names = "abcdefgh"[:count]
     formula = []
-    for literal, first, word, second in re.findall(r"(\S+): (\S+) (and|or) (\S+)", question.partition("needs: ")[2]):
+    needs = question.partition("needs: ")[2]
+    for literal, first, word, second in re.findall(r"(\S+): (\S+) \1; (and|or)-(\S+)", needs):
         unless = literal.removeprefix("not-") if literal.startswith("not-") else f"not-{literal}"
         formula += [{unless, first}, {unless, second}] if word == "and" else [{unless, first, second}]
     values = set()
@@ -115,7 +116,7 @@ def test_steps_of_sat_are_true():
             label, key, first, v1, word, second, v2, met, parent, before, after = found.groups()
             chosen = {("" if c == "1" else "not-") + name for name, c in zip("abcdef", label.split("."), strict=False)}
             assert key in chosen and (v1, v2) == tuple("yes" if x in chosen else "no" for x in (first, second))
-            assert f"{key}: {first} {word} {second}" in problem.question
+            assert f" {key}: {first} {key}; {word}-{second} " in problem.question
             assert met == ("yes" if (all if word == "and" else any)(v == "yes" for v in (v1, v2)) else "no")
             assert before == stands[parent] and parent == label.rpartition(".")[0]
             assert after == ("yes" if met == before == "yes" else "no")

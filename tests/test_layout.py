@@ -79,6 +79,17 @@ def test_no_block_is_plain_causal():
     assert len(layout.nodes) == 1
 
 
+def test_causal_reads_no_tag():
+    ids = example_ids()
+    layout = Layout.from_ids(ids, TAG, "causal")
+    again = Layout.decode(layout.encoded)
+    assert (again.nodes, again.scheme) == (layout.nodes, "causal")
+    assert layout.position_ids.tolist() == list(range(len(ids)))
+    assert layout.dense_mask().equal(torch.ones(len(ids), len(ids)).tril().bool())
+    unclosed = ids[:-1]
+    assert Layout.from_ids(unclosed, TAG, "causal").num_tokens == len(unclosed)
+
+
 def test_start_position_shifts_every_position():
     ids = example_ids()
     shifted = Layout.from_ids(ids, TAG, start_position=5).position_ids

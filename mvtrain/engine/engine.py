@@ -59,6 +59,8 @@ class Engine:
         graphs: bool | None = None,
         sampler: Sampler | None = None,
     ) -> None:
+        if scheme == "causal":
+            raise ValueError("scheme 'causal' runs no paths; to see what its training does, give scheme 'isolated'")
         if scheme not in SCHEMES:
             raise ValueError(f"unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
         if max_batch < 1:

@@ -104,8 +104,9 @@ class TrainConfig(_Group):
 
     model: str = Field(description="folder of a checkpoint with the tags (`mvtrain convert SOURCE FOLDER`)")
     output_dir: str = Field(description="checkpoints, log.jsonl and the exported model go here")
-    scheme: Literal["isolated", "original"] | None = Field(
-        None, description="positions and visibility; default: the checkpoint's own"
+    scheme: Literal["isolated", "original", "causal"] | None = Field(
+        None,
+        description="positions and visibility; default: the checkpoint's own; causal: the stock mask, for comparisons",
     )
     attention: Literal["auto", "varlen", "flex", "reference"] = Field("auto", description="attention backend")
     gradient_checkpointing: bool = Field(False, description="recompute layers in backward: less memory, a third slower")
@@ -165,6 +166,12 @@ class TrainConfig(_Group):
         if not (Path(value) / "config.json").is_file():
             raise ValueError(f"no checkpoint in {value}; make one with `mvtrain convert SOURCE {value}`")
         return value
+
+    @model_validator(mode="after")
+    def _can_be_evaluated(self) -> TrainConfig:
+        if self.scheme == "causal" and self.evaluate.every_steps:
+            raise ValueError("scheme causal cannot generate in parallel: evaluate it later, with --scheme isolated")
+        return self
 
     @field_validator("output_dir")
     @classmethod

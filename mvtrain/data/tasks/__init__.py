@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from mvtrain.data.tasks import collective, copying, mixed, sat, selective
 from mvtrain.data.tasks.steps import TaskProblem
-from mvtrain.data.tasks.ways import NUM_NAMES
 
 NUM_FOLDS = 4
 MAX_DRAWS = 10_000
@@ -41,7 +40,7 @@ TASKS: dict[str, Task] = {
     "collective": Task(collective.draw, "independent ways, all of which are asked for", 4, 2, 6),
     "selective": Task(selective.draw, "ways, of which one leads home", 4, 2, 6),
     "mixed": Task(mixed.draw, "ways, or legs of a single way without any parallelism", 4, 2, 6),
-    "copying": Task(copying.draw, "words", 12, 4, NUM_NAMES),
+    "copying": Task(copying.draw, "words", 12, 4, 24),
 }
 
 

@@ -1,24 +1,25 @@
 """Words to say twice: no reasoning, but it teaches a new model within minutes to find a word and go on from there.
 
 A model that can do this learns the other tasks, whose steps all look something up, many times faster than one that has
-to learn both at once.
+to learn both at once. The words are those of the other tasks, also as they stand in front of what is looked up.
 """
 
 from __future__ import annotations
 
 import random
 
-from mvtrain.data.synthetic import PLACES
+from mvtrain.data.tasks import sat, selective, ways
 from mvtrain.data.tasks.steps import TaskProblem
-from mvtrain.data.tasks.ways import NUM_NAMES
 
-KEY_SHARE = 0.3
-"""Of the words, those with a colon, as the roads have them."""
+LITERALS = [prefix + variable for variable in sat.VARIABLES for prefix in ("", "not-")]
+WORDS = (*ways.PLACES[: ways.NUM_NAMES], *ways.COLOURS, selective.HOME, selective.WALL, *LITERALS)
+SIGNS, SHARES = ("", ":", ";"), (0.6, 0.2, 0.2)
+"""What stands behind a word, and how often."""
 
 
 def draw(source: random.Random, num_words: int) -> TaskProblem:
-    *places, last = source.sample(PLACES[:NUM_NAMES], num_words)
-    words = [place + (":" if source.random() < KEY_SHARE else "") for place in places] + [last]
-    said = " ".join(words)
+    *first, last = source.sample(WORDS, num_words)
+    signs = source.choices(SIGNS, SHARES, k=len(first))
+    said = " ".join([*(word + sign for word, sign in zip(first, signs, strict=True)), last])
     asked = f"Words: {said} . Say them twice."
     return TaskProblem.of(asked, last, [f" {said} {said}"], "copying", num_words)

@@ -1,15 +1,16 @@
 """Satisfiability by case analysis: split on the variables in order, check each case, and gather what works.
 
 Every literal of every variable but the first needs two literals of earlier variables, joined by "and" or "or".
-`c: a and not-b` says that c needs both: the clauses (not-c or a) and (not-c or not-b). `c: a or not-b` says that it
-needs one of them: the clause (not-c or a or not-b). All needs together are a formula in conjunctive normal form. Asked
-is with which values of the first variable it can be satisfied.
+`c: a c; and-not-b` says that c needs both: the clauses (not-c or a) and (not-c or not-b). `c: a c; or-not-b` says that
+it needs one of them: the clause (not-c or a or not-b). All needs together are a formula in conjunctive normal form.
+Asked is with which values of the first variable it can be satisfied. Each half of a need has a word of its own in front
+of it, `c:` and `c;`, so that either is found by one word.
 
-A case is numbered by its choices, 1 for true and 2 for false: `1.2` takes a and not-b. Its line copies the need of its
-last literal, looks up both literals in the choices, and joins the result with how its parent stands. Nothing is cut
-short where a case has failed, so n variables make 2 + 4 + ... + 2^n cases: the chain grows with 2^n, and the critical
-path by a constant for each variable. The last variable's two cases are looked at within one path, so blocks nest n - 1
-deep.
+A case is numbered by its choices, 1 for true and 2 for false: `1.2` takes a and not-b. Its line copies both halves of
+the need of its last literal, looks either up in the choices, and joins the result with how its parent stands. Nothing
+is cut short where a case has failed, so n variables make 2 + 4 + ... + 2^n cases: the chain grows with 2^n, and the
+critical path by a constant for each variable. The last variable's two cases are looked at within one path, so blocks
+nest n - 1 deep.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Need:
     both: bool
     second: Literal
 
-    def text(self) -> str:
-        return f"{word(self.first)} {'and' if self.both else 'or'} {word(self.second)}"
+    def halves(self) -> tuple[str, str]:
+        return word(self.first), f"{'and' if self.both else 'or'}-{word(self.second)}"
 
 
 Needs = dict[Literal, Need]
@@ -51,7 +52,7 @@ def draw(source: random.Random, num_variables: int) -> TaskProblem:
     source.shuffle(order)
     question = (
         f"There are {num_variables} variables. What each needs: "
-        + " ".join(f"{word(literal)}: {needs[literal].text()}" for literal in order)
+        + " ".join("{0}: {1} {0}; {2}".format(word(literal), *needs[literal].halves()) for literal in order)
         + f" . Which values can {VARIABLES[0]} take?"
     )
     tree = _Cases(num_variables, needs)
@@ -108,9 +109,10 @@ class _Cases:
         need = self.needs[literal]
         first, second = (choices[variable] == value for variable, value in (need.first, need.second))
         met = (first and second) if need.both else (first or second)
+        one, other = need.halves()
         text = (
-            f" {word(literal)}: {word(need.first)} {_yes(first)} {'and' if need.both else 'or'} {word(need.second)} "
-            f"{_yes(second)} so {_yes(met)} {parent}= {_yes(stands)} {label}= {_yes(stands and met)}"
+            f" {word(literal)}: {one} {_yes(first)} {word(literal)}; {other} {_yes(second)} so {_yes(met)} "
+            f"{parent}= {_yes(stands)} {label}= {_yes(stands and met)}"
         )
         return text, stands and met
 

@@ -1,0 +1,68 @@
+"""How much is done: problems, tokens and tests of a reproduction in three sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ABLATIONS = ("original", "causal", "parallel_only", "same_rows", "slow_rows")
+"""Each is the Multiverse model but for one thing; see `models.ablation`."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Counts are of problems unless they say tokens."""
+
+    name: str
+    copying: int
+    copying_tokens: int
+    easy: dict[str, int]
+    """Task -> chains that the base is trained on, up to `EASY`."""
+    base_tokens: int
+    tuning: dict[str, int]
+    """Task -> problems to fine-tune on, up to `HARD`, each as a chain and as a trace."""
+    test: dict[str, int]
+    """Task -> held-out problems, at `TESTED`."""
+    growth: int
+    """Held-out problems at each number of variables."""
+    transfer: tuple[int, ...]
+    """Parallel examples that are seen, once each."""
+    ablations: tuple[str, ...]
+    timed: int
+    """Problems that are timed one at a time, and in batches no fewer than the batch."""
+    batches: tuple[int, ...]
+
+
+FULL = Size(
+    name="full", copying=8000, copying_tokens=1_500_000, easy={"mixed": 20_000, "sat": 6000}, base_tokens=6_000_000,
+    tuning={"mixed": 2000, "sat": 1000}, test={"mixed": 200, "sat": 100}, growth=50,
+    transfer=(100, 300, 1000, 3000), ablations=ABLATIONS, timed=20, batches=(1, 8, 32, 128),
+)  # fmt: skip
+QUICK = Size(
+    name="quick", copying=8000, copying_tokens=1_200_000, easy={"mixed": 12_000, "sat": 4000}, base_tokens=2_000_000,
+    tuning={"mixed": 800, "sat": 400}, test={"mixed": 60, "sat": 30}, growth=10,
+    transfer=(), ablations=("causal",), timed=8, batches=(1, 16),
+)  # fmt: skip
+SMOKE = Size(
+    name="smoke", copying=100, copying_tokens=6000, easy={"mixed": 60, "sat": 20}, base_tokens=6000,
+    tuning={"mixed": 10, "sat": 4}, test={"mixed": 4, "sat": 2}, growth=1,
+    transfer=(8,), ablations=("causal",), timed=1, batches=(1, 2),
+)  # fmt: skip
+SIZES = {size.name: size for size in (FULL, QUICK, SMOKE)}
+
+EASY = {"mixed": "2-3", "sat": "2-3"}
+HARD = {"mixed": "2-4", "sat": "2-5"}
+"""Difficulties of chains that the base has seen, and of what it is fine-tuned on."""
+TESTED = {"mixed": 4, "sat": 4}
+GROWTH = (2, 3, 4, 5)
+"""Numbers of variables at which lengths are measured."""
+FOLDS = {"train": 0, "tune": 4, "validate": 1, "test": 2}
+"""Seeds of problems. Those that differ modulo 4 share no problem; `train` and `tune` are of one fold."""
+
+
+def seed_of(part: str, seed: int) -> int:
+    """The seed of a part's problems in run `seed`. Runs share no problem of a part beyond chance."""
+    return FOLDS[part] + 8 * seed
+
+
+SAT_LIMIT = 4
+"""Number of variables from which lengths are compared."""

@@ -1,0 +1,97 @@
+"""The page's plots, as SVG that is the same for the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "mvtrain"
+
+from matplotlib import pyplot  # noqa: E402
+
+from reproduction.claims import budget_curves, group, lengths  # noqa: E402
+from reproduction.plan import TESTED  # noqa: E402
+
+Results = Mapping[str, Any]
+
+
+def draw(results: Results, folder: Path) -> list[str]:
+    """Names of the files that were written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = {"budgets": _budgets, "growth": _growth, "latency": _latency, "batches": _batches}
+    if results["transfer"]:
+        plots["transfer"] = _transfer
+    for name, plot in plots.items():
+        figure = plot(results)
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return list(plots)
+
+
+def _budgets(results: Results) -> Any:
+    figure, all_axes = pyplot.subplots(1, len(TESTED), figsize=(9, 3.5))
+    for axes, task in zip(all_axes, TESTED, strict=True):
+        for name, points in budget_curves(results, task).items():
+            x = [point["budget"] for point in points]
+            (line,) = axes.plot(x, [point["accuracy"]["value"] for point in points], marker="o", label=name)
+            low, high = ([point["accuracy"][end] for point in points] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+        axes.set(xscale="log", xlabel="budget of the critical path (tokens)", ylabel="accuracy", title=task)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _growth(results: Results) -> Any:
+    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    rows = lengths(results)
+    x = [row["variables"] for row in rows]
+    names = {"sequential": "Autoregressive, all tokens", "tokens": "Multiverse, all tokens",
+             "critical_path": "Multiverse, critical path"}  # fmt: skip
+    for name, label in names.items():
+        axes.plot(x, [row[name] for row in rows], marker="o", label=label)
+    axes.set(yscale="log", xlabel="variables", ylabel="tokens", xticks=x)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _latency(results: Results) -> Any:
+    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    rows = results["alone"]
+    x = [row["parallelism"] for row in rows]
+    axes.scatter(x, [row["speed_up"] for row in rows], s=18, label="an answer")
+    ends = [1, max(x)]
+    axes.plot(ends, ends, color="black", linestyle="--", label="speed-up = parallelism")
+    axes.set(xlabel="parallelism", ylabel="speed-up of a token over sequence, batch 1")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _batches(results: Results) -> Any:
+    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    rows = results["in_batches"]
+    x = [row["batch"] for row in rows]
+    names = {"tokens_per_second": "in parallel", "tokens_per_second_sequential": "in sequence",
+             "tokens_per_second_transformers": "transformers' generate, in sequence"}  # fmt: skip
+    for name, label in names.items():
+        axes.plot(x, [row[name] for row in rows], marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="problems at a time", ylabel="tokens a second")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _transfer(results: Results) -> Any:
+    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    x = [int(count) for count in results["transfer"]]
+    for task in TESTED:
+        for measure, style in (("avg", "-"), ("well_formed", ":")):
+            values = [group(run, f"test_{task}", "parallel")[measure] for run in results["transfer"].values()]
+            label = f"{task}: {'right' if measure == 'avg' else 'well formed'}"
+            axes.plot(x, [value["value"] for value in values], style, marker="o", label=label)
+    axes.set(xscale="log", xlabel="parallel examples seen, once each", ylabel="share of answers")
+    axes.legend(fontsize=8)
+    return figure
