@@ -8,7 +8,7 @@ PIP_OPTIONS ?=
 # Tests that run side by side.
 WORKERS ?= 2
 
-.PHONY: setup test test-gpu quickstart lint clean
+.PHONY: setup test test-gpu quickstart reproduce reproduce-quick lint clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,13 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt launch/setup_env.sh
 
 quickstart: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/quickstart.py --out runs/quickstart
+
+# The paper's claims with a small model, from scratch: docs/reproduction.md. The second is smaller.
+reproduce: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --out runs/reproduction
+
+reproduce-quick: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --size quick --out runs/reproduction-quick
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
