@@ -2,7 +2,7 @@
 
     python examples/reproduce.py --out runs/reproduction                 # what `make reproduce` does
     python examples/reproduce.py --size quick --out runs/reproduction-quick
-    python examples/reproduce.py --seed 1 --out runs/reproduction-1      # another model, other problems
+    python examples/reproduce.py --size core --seed 1 --out runs/reproduction-1   # another model, other problems
     python examples/reproduce.py --out runs/reproduction --beside runs/reproduction-1 --docs docs   # the page of both
 
 Every step is a command that users run themselves; it is printed before it starts. Started again, finished steps are

@@ -21,6 +21,7 @@ def test_a_line_and_an_exponential_are_told_apart():
 
     line, power = fit([2, 3, 4, 5], [10, 13, 16, 19]), fit([2, 3, 4, 5], [12, 24, 48, 96])
     assert line.slope == pytest.approx(3) and line.linear == pytest.approx(1) and line.exponential < 0.995
+    assert fit([2, 3], [7, 7]).slope == 0
     assert power.ratio == pytest.approx(2) and power.exponential == pytest.approx(1) and power.linear < 0.95
 
 

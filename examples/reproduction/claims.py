@@ -132,6 +132,8 @@ class Fit:
 def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
     slope, start = statistics.linear_regression(x, y)
     log_slope, log_start = statistics.linear_regression(x, [math.log(value) for value in y])
+    if not any(value != y[0] for value in y):
+        return Fit(0.0, 1.0, 1.0, 1.0)
     explained = [
         1 - sum((v - f) ** 2 for v, f in zip(y, model, strict=True)) / (statistics.pvariance(y) * len(y))
         for model in ([start + slope * v for v in x], [math.exp(log_start + log_slope * v) for v in x])

@@ -11,8 +11,6 @@ from commands import run
 from reproduction.models import Work
 from reproduction.plan import GROWTH, TESTED
 
-MAX_TOKENS = 1600
-"""Limit on the critical path; the longest chain at `GROWTH` has 1,066 tokens."""
 BUDGETS = (32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768)
 """Critical paths at which accuracy is compared."""
 BATCH = 50
@@ -23,7 +21,7 @@ Results = dict[str, Any]
 def table_2(work: Work) -> dict[str, Results]:
     """Model -> results on the held-out problems of every task."""
     tasks = [f"test_{task}" for task in TESTED]
-    budgets = ["--budgets", ",".join(map(str, BUDGETS))]
+    budgets = ["--budgets", ",".join(str(budget) for budget in BUDGETS if budget <= work.size.max_tokens)]
     return {
         "base": evaluate(work, "base", tasks, "sequential", *budgets),
         "autoregressive": evaluate(work, "autoregressive", tasks, "sequential", *budgets),
@@ -51,7 +49,7 @@ def evaluate(work: Work, name: str, tasks: Sequence[str], modes: str, *flags: st
     command = ["mvtrain", "evaluate", str(work.model(name))]
     for task in tasks:
         command += ["--task", str(work.file(task))]
-    command += ["--modes", modes, "--max-tokens", str(MAX_TOKENS), "--batch-size", str(BATCH), "--json"]
+    command += ["--modes", modes, "--max-tokens", str(work.size.max_tokens), "--batch-size", str(BATCH), "--json"]
     command += ["--out", str(work.out / "evaluate" / (run_name or name)), *flags]
     return json.loads(run(*command, capture=True).strip().splitlines()[-1])
 

@@ -41,6 +41,7 @@ def prepare(work: Work) -> None:
     for task in EASY:
         _problems(work, f"{task}_plain", task, size.easy[task], EASY[task], "train", "--plain")
         _problems(work, task, task, size.tuning[task], HARD[task], "tune")
+        _problems(work, _few(task), task, size.few[task], HARD[task], "tune")
         _problems(work, f"test_{task}", task, size.test[task], TESTED[task], "test")
     for variables in GROWTH:
         _problems(work, f"test_sat_{variables}", "sat", size.growth, variables, "test")
@@ -117,20 +118,25 @@ def tokens_of(work: Work, name: str) -> int:
 
 
 def ablation(work: Work, name: str) -> None:
-    """As `multiverse`, but for one thing."""
-    start, sequential, flags, tokens = str(work.model("base")), list(EASY), [], None
+    """As `reference` but for one thing; `reference` is as `multiverse`, of fewer problems."""
+    few = [_few(task) for task in EASY]
+    start, sequential, flags, tokens = str(work.model("base")), few, [], None
     if name in ("original", "causal"):
         flags = ["--scheme", name]
     elif name == "parallel_only":
-        sequential, flags, tokens = [], ALONE, tokens_of(work, "multiverse")
+        sequential, flags, tokens = [], ALONE, tokens_of(work, "reference")
     elif name == "same_rows":
         start = str(same_rows(work.model("base"), work.out / "base_same_rows"))
     elif name == "slow_rows":
         flags = ["--tag_learning_rate", SLOW]
-    train(work, name, TUNING, start, tokens, sequential, list(EASY), flags)
+    train(work, name, TUNING, start, tokens, sequential, few, flags)
 
 
-SLOW = "2.0e-4"
+def _few(task: str) -> str:
+    return f"{task}_few"
+
+
+SLOW = "3.0e-4"
 """A tenth of the recipe's learning rate."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-ABLATIONS = ("original", "causal", "parallel_only", "same_rows", "slow_rows")
-"""Each is the Multiverse model but for one thing; see `models.ablation`."""
+ABLATIONS = ("reference", "original", "causal", "parallel_only", "same_rows", "slow_rows")
+"""Each but the first is the first but for one thing; see `models.ablation`."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Size:
     base_tokens: int
     tuning: dict[str, int]
     """Task -> problems to fine-tune on, up to `HARD`, each as a chain and as a trace."""
+    few: dict[str, int]
+    """Of these, as many as the ablations are trained on."""
     test: dict[str, int]
     """Task -> held-out problems, at `TESTED`."""
     growth: int
@@ -28,31 +30,35 @@ class Size:
     """Parallel examples that are seen, once each."""
     ablations: tuple[str, ...]
     timed: int
-    """Problems that are timed one at a time, and in batches no fewer than the batch."""
+    """Problems that are timed one at a time."""
     batches: tuple[int, ...]
+    max_tokens: int = 1600
+    """Limit on the critical path; the longest chain at `GROWTH` has 1,066 tokens."""
 
 
 FULL = Size(
-    name="full", copying=8000, copying_tokens=1_500_000, easy={"mixed": 20_000, "sat": 6000}, base_tokens=6_000_000,
-    tuning={"mixed": 2000, "sat": 1000}, test={"mixed": 200, "sat": 100}, growth=50,
-    transfer=(100, 300, 1000, 3000), ablations=ABLATIONS, timed=20, batches=(1, 8, 32, 128),
+    name="full", copying=8000, copying_tokens=2_200_000, easy={"mixed": 20_000, "sat": 6000}, base_tokens=5_000_000,
+    tuning={"mixed": 1000, "sat": 1600}, few={"mixed": 400, "sat": 400}, test={"mixed": 200, "sat": 100}, growth=50,
+    transfer=(100, 300, 1000, 3000), ablations=ABLATIONS, timed=16, batches=(1, 8, 32, 128),
 )  # fmt: skip
 QUICK = Size(
-    name="quick", copying=8000, copying_tokens=1_200_000, easy={"mixed": 12_000, "sat": 4000}, base_tokens=2_000_000,
-    tuning={"mixed": 800, "sat": 400}, test={"mixed": 60, "sat": 30}, growth=10,
-    transfer=(), ablations=("causal",), timed=8, batches=(1, 16),
+    name="quick", copying=8000, copying_tokens=2_000_000, easy={"mixed": 12_000, "sat": 4000}, base_tokens=4_000_000,
+    tuning={"mixed": 800, "sat": 800}, few={"mixed": 400, "sat": 400}, test={"mixed": 60, "sat": 30}, growth=10,
+    transfer=(), ablations=("reference", "causal"), timed=8, batches=(1, 16),
 )  # fmt: skip
 SMOKE = Size(
     name="smoke", copying=100, copying_tokens=6000, easy={"mixed": 60, "sat": 20}, base_tokens=6000,
-    tuning={"mixed": 10, "sat": 4}, test={"mixed": 4, "sat": 2}, growth=1,
-    transfer=(8,), ablations=("causal",), timed=1, batches=(1, 2),
+    tuning={"mixed": 10, "sat": 4}, few={"mixed": 5, "sat": 2}, test={"mixed": 4, "sat": 2}, growth=1,
+    transfer=(), ablations=("causal",), timed=1, batches=(1, 2), max_tokens=64,
 )  # fmt: skip
-SIZES = {size.name: size for size in (FULL, QUICK, SMOKE)}
+CORE = replace(FULL, name="core", transfer=(), ablations=())
+"""What another seed has to show: everything that is claimed, without ablations and transfer."""
+SIZES = {size.name: size for size in (FULL, CORE, QUICK, SMOKE)}
 
 EASY = {"mixed": "2-3", "sat": "2-3"}
-HARD = {"mixed": "2-4", "sat": "2-5"}
+HARD = {"mixed": "2-6", "sat": "2-5"}
 """Difficulties of chains that the base has seen, and of what it is fine-tuned on."""
-TESTED = {"mixed": 4, "sat": 4}
+TESTED = {"mixed": 6, "sat": 4}
 GROWTH = (2, 3, 4, 5)
 """Numbers of variables at which lengths are measured."""
 FOLDS = {"train": 0, "tune": 4, "validate": 1, "test": 2}

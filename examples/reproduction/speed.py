@@ -15,7 +15,6 @@ from mvtrain.engine import Engine, SamplingParams
 from reproduction.models import Work
 from reproduction.plan import GROWTH
 
-MAX_TOKENS = 1600
 TURNS = 3
 """Of every measurement; the median counts."""
 
@@ -41,7 +40,9 @@ def alone(work: Work) -> list[dict[str, float]]:
     names = ["test_mixed", *(f"test_sat_{variables}" for variables in GROWTH)]
     rows = []
     for question in questions_of(work, names, work.size.timed):
-        turns = [(_timed(engine, [question], True), _timed(engine, [question], False)) for _ in range(TURNS)]
+        turns = [
+            (_timed(work, engine, [question], True), _timed(work, engine, [question], False)) for _ in range(TURNS)
+        ]
         parallel, sequential = (statistics.median(t[k]["seconds_per_token"] for t in turns) for k in (0, 1))
         rows.append(
             {
@@ -63,8 +64,8 @@ def in_batches(work: Work) -> list[dict[str, float]]:
     for batch in work.size.batches:
         questions = (few * -(-batch // len(few)))[:batch]
         engine = Engine.from_pretrained(folder, max_batch=batch)
-        turns = [[_timed(engine, questions, True), _timed(engine, questions, False)] for _ in range(TURNS)]
-        theirs = statistics.median(_stock_tokens_per_second(stock, engine, questions) for _ in range(TURNS))
+        turns = [[_timed(work, engine, questions, True), _timed(work, engine, questions, False)] for _ in range(TURNS)]
+        theirs = statistics.median(_stock_tokens_per_second(work, stock, engine, questions) for _ in range(TURNS))
         parallel, sequential = (1 / statistics.median(t[k]["seconds_per_token"] for t in turns) for k in (0, 1))
         rows.append(
             {
@@ -79,9 +80,9 @@ def in_batches(work: Work) -> list[dict[str, float]]:
     return rows
 
 
-def _timed(engine: Engine, questions: Sequence[str], parallel: bool) -> dict[str, Any]:
+def _timed(work: Work, engine: Engine, questions: Sequence[str], parallel: bool) -> dict[str, Any]:
     began = time.perf_counter()
-    done = engine.generate(questions, SamplingParams(max_tokens=MAX_TOKENS, parallel=parallel))
+    done = engine.generate(questions, SamplingParams(max_tokens=work.size.max_tokens, parallel=parallel))
     seconds = time.perf_counter() - began
     num_tokens = sum(completion.num_generated for completion in done)
     path = sum(completion.critical_path for completion in done)
@@ -89,7 +90,7 @@ def _timed(engine: Engine, questions: Sequence[str], parallel: bool) -> dict[str
 
 
 @torch.no_grad()
-def _stock_tokens_per_second(model: Any, engine: Engine, questions: Sequence[str]) -> float:
+def _stock_tokens_per_second(work: Work, model: Any, engine: Engine, questions: Sequence[str]) -> float:
     """transformers' own generation of the same questions in sequence, padded on the left. Only real tokens count."""
     params = SamplingParams(parallel=False)
     prompts = [engine.encode(question, params) for question in questions]
@@ -98,7 +99,12 @@ def _stock_tokens_per_second(model: Any, engine: Engine, questions: Sequence[str
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     began = time.perf_counter()
     out = model.generate(
-        ids, attention_mask=mask, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=eos, pad_token_id=eos
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=work.size.max_tokens,
+        eos_token_id=eos,
+        pad_token_id=eos,
     )
     seconds = time.perf_counter() - began
     written = out[:, longest:] != eos

@@ -280,10 +280,12 @@ async def _ask(
             with CurationProgress(_count(args), client.snapshot, shown) as progress:
                 same = functools.partial(_same_answer, pool)
                 curator = Curator(client, prompts, making, same, last_box, progress.stage)
-                price = functools.partial(
-                    expected_cost, prompts=prompts, price_input=config.price_input, price_output=config.price_output
+                factor = config.batch_discount if args.batch else 1.0
+                admission = Admission(
+                    lambda source: factor * expected_cost(source, prompts, config.price_input, config.price_output),
+                    lambda: client.snapshot().spent,
+                    config.max_spend,
                 )
-                admission = Admission(price, lambda: client.snapshot().spent, config.max_spend)
                 at_once = 100_000 if args.batch else 2 * config.concurrency
                 try:
                     ended = await curate_all(_sources(args), curator, journal, admission, at_once, progress.finished)
