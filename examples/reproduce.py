@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from mvtrain.provenance import processor
 
 def main() -> int:
     args = _arguments()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices so small are slower in two threads
     work = Work(Path(args.out), SIZES[args.size], args.seed)
     work.out.mkdir(parents=True, exist_ok=True)
     _refuse_another(work)
