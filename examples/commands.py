@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+record: Path | None = None
+"""Where every command is written down, once."""
 
 
 def run(*command: str, capture: bool = False) -> str:
@@ -18,7 +21,9 @@ def run(*command: str, capture: bool = False) -> str:
 
     Raises SystemExit where it fails; its own message stands above.
     """
-    print("\n$ " + " ".join(command), flush=True)
+    print("\n$ " + shlex.join(command), flush=True)
+    if record:
+        _write_down(shlex.join(command).replace(f"{ROOT}/", ""), record)
     start = time.time()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     program = shutil.which(command[0]) or str(Path(sys.executable).with_name(command[0]))
@@ -27,6 +32,12 @@ def run(*command: str, capture: bool = False) -> str:
         raise SystemExit(f"`{command[0]} {command[1]}` failed with status {done.returncode}; see its message above")
     print(f"({time.time() - start:.0f} s)", flush=True)
     return done.stdout or ""
+
+
+def _write_down(command: str, file: Path) -> None:
+    known = file.read_text(encoding="utf-8") if file.exists() else ""
+    if command not in known.splitlines():
+        file.write_text(known + command + "\n", encoding="utf-8")
 
 
 def train(recipe: str, *flags: str, ranks: int = 2) -> None:

@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import commands
 from reproduction import experiments, models
 from reproduction.models import Work
 from reproduction.plan import SIZES
@@ -34,6 +35,7 @@ def main() -> int:
     work = Work(Path(args.out), SIZES[args.size], args.seed)
     work.out.mkdir(parents=True, exist_ok=True)
     _refuse_another(work)
+    commands.record = work.out / "commands.txt"
     results = reproduce(work)
     others = [json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")) for folder in args.beside]
     write(results, others, work.out, "reproduction.md", "images", "images")
@@ -93,6 +95,7 @@ def reproduce(work: Work) -> dict[str, Any]:
         **clock("time", lambda: experiments.speed(work)),
     }
     results["minutes"] = clock.minutes
+    results["commands"] = (work.out / "commands.txt").read_text(encoding="utf-8").splitlines()
     text = json.dumps(results, indent=1)
     (work.out / "results.json").write_text(text + "\n", encoding="utf-8")
     return json.loads(text)

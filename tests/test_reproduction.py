@@ -97,7 +97,7 @@ def test_a_page_of_two_seeds_says_for_each_what_holds():
 
     results = made_up() | {
         "size": "full", "command": "c", "machine": "m", "date": "d", "parameters": 500_000, "minutes": {"base": 3.0},
-        "ablations": {}, "transfer": {},
+        "ablations": {}, "transfer": {}, "commands": ["deepspeed --master_port 123 launch/sft.py R"],
     }  # fmt: skip
     results["in_batches"][0] |= {
         name: 1.0 for name in ("tokens_per_second", "tokens_per_second_sequential", "tokens_per_second_transformers")
@@ -107,3 +107,4 @@ def test_a_page_of_two_seeds_says_for_each_what_holds():
     assert "| found (seed 0) | seed 0 | seed 1 |" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| figure 8a |")]
     assert line.endswith("| yes | **no** |")
+    assert "\ndeepspeed launch/sft.py R\n" in text

@@ -44,7 +44,7 @@ def _accuracy(results: Results) -> list[Claim]:
         mode = {"base": "sequential", "autoregressive": "sequential", "multiverse": "parallel"}
         values = {model: group(table[model], name, mode[model])["avg"] for model in table}
         gap = next(row for row in results["difference"] if row["task"] == name)["accuracy"]
-        base, low = values["base"], min(values["autoregressive"]["low"], values["multiverse"]["low"])
+        base, low = values["base"], min(interval(values[model])[0] for model in ("autoregressive", "multiverse"))
         claims += [
             Claim(
                 "table 2",
@@ -198,5 +198,11 @@ def _speed(results: Results) -> list[Claim]:
     ]  # fmt: skip
 
 
+def interval(estimate: Results) -> tuple[float, float]:
+    """95%: Wilson's for a share, which has a width also where all or none are right; else the bootstrap's."""
+    return tuple(estimate.get("wilson") or (estimate["low"], estimate["high"]))
+
+
 def percent(estimate: Results) -> str:
-    return f"{estimate['value']:.0%} [{estimate['low']:.0%}, {estimate['high']:.0%}]"
+    low, high = interval(estimate)
+    return f"{estimate['value']:.0%} [{low:.0%}, {high:.0%}]"

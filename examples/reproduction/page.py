@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def page(results: Results, images: str, others: Sequence[Results] = ()) -> str:
         parts.append(_transfer(results, images))
     if results["ablations"]:
         parts.append(_ablations(results))
-    parts.append(_cost(results))
+    parts += [_cost(results), _commands(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -55,10 +56,10 @@ make reproduce-quick    # fewer problems, one ablation; into runs/reproduction-q
 Nobody trains 32 billion parameters here. The question is whether the method's claims hold for a model of
 {results["parameters"]:,} parameters on problems whose answers can be checked: satisfiability by case analysis (`sat`),
 and roads to follow, all of them, one of several, or a single one without any parallelism (`mixed`); see
-[Generated tasks](prepare.md#generated-tasks). A base learns plain chains of easy problems ({_shown(EASY)}). It is
-converted, and fine-tuned on harder ones ({_shown(HARD)}) with the eight-phase mixture (Multiverse), or on the same
-chains without blocks for as many tokens (Autoregressive). Tested is at {_shown(TESTED)}, on problems that share none
-with those for training; rates and sizes were chosen on a third set.
+[Generated tasks](prepare.md#generated-tasks). A base learns plain chains of easy problems (of difficulty
+{_shown(EASY)}). It is converted, and fine-tuned on harder ones ({_shown(HARD)}) with the eight-phase
+mixture (Multiverse), or on the same chains without blocks for as many tokens (Autoregressive). Tested is at
+{_shown(TESTED)}, on problems that share none with those for training; rates and sizes were chosen on a third set.
 
 Made by `{results["command"]}` on {results["machine"]}, {results["date"]}, in {minutes:.0f} minutes.
 Every number is of this run; intervals are 95%."""
@@ -178,6 +179,17 @@ def _ablations(results: Results) -> str:
 def _cost(results: Results) -> str:
     rows = [[name, f"{minutes:.1f}"] for name, minutes in results["minutes"].items()]
     return "## What it took\n\n" + table(["step", "minutes"], rows)
+
+
+def _commands(results: Results) -> str:
+    listed = "\n".join(re.sub(r"--master_port \d+ ", "", command) for command in results["commands"])
+    return f"""## The commands
+
+In order; each table and plot names the model, and `evaluate/MODEL` in the folder has its answers and a report.
+
+```bash
+{listed}
+```"""
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

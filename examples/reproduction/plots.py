@@ -13,7 +13,7 @@ matplotlib.rcParams["svg.hashsalt"] = "mvtrain"
 
 from matplotlib import pyplot  # noqa: E402
 
-from reproduction.claims import budget_curves, group, lengths  # noqa: E402
+from reproduction.claims import budget_curves, group, interval, lengths  # noqa: E402
 from reproduction.plan import TESTED  # noqa: E402
 
 Results = Mapping[str, Any]
@@ -39,7 +39,7 @@ def _budgets(results: Results) -> Any:
         for name, points in budget_curves(results, task).items():
             x = [point["budget"] for point in points]
             (line,) = axes.plot(x, [point["accuracy"]["value"] for point in points], marker="o", label=name)
-            low, high = ([point["accuracy"][end] for point in points] for end in ("low", "high"))
+            low, high = zip(*(interval(point["accuracy"]) for point in points), strict=True)
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
         axes.set(xscale="log", xlabel="budget of the critical path (tokens)", ylabel="accuracy", title=task)
         axes.legend(fontsize=7)
@@ -60,14 +60,18 @@ def _growth(results: Results) -> Any:
 
 
 def _latency(results: Results) -> Any:
-    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5))
     rows = results["alone"]
     x = [row["parallelism"] for row in rows]
-    axes.scatter(x, [row["speed_up"] for row in rows], s=18, label="an answer")
+    left.scatter(x, [row["ms_per_token"] for row in rows], s=18, label="an answer in parallel")
+    left.scatter([1] * len(x), [row["ms_per_token_sequential"] for row in rows], s=18, label="in sequence")
+    left.set(xlabel="parallelism", ylabel="ms a token, batch 1")
+    right.scatter(x, [row["speed_up"] for row in rows], s=18, label="an answer")
     ends = [1, max(x)]
-    axes.plot(ends, ends, color="black", linestyle="--", label="speed-up = parallelism")
-    axes.set(xlabel="parallelism", ylabel="speed-up of a token over sequence, batch 1")
-    axes.legend(fontsize=8)
+    right.plot(ends, ends, color="black", linestyle="--", label="speed-up = parallelism")
+    right.set(xlabel="parallelism", ylabel="speed-up of a token over sequence")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
     return figure
 
 

@@ -13,7 +13,7 @@ from mvtrain.curate.records import Source
 class Admission:
     """A record waits at the door until all that are begun, and it too, are expected to fit under the ceiling.
 
-    What a record costs is estimated; the estimates grow as soon as records turn out to cost more. Where nothing is
+    What a record costs is estimated; the estimates grow when records turn out to cost more. Where nothing is
     begun, the next record is let in whatever it may cost. Records come in one at a time.
     """
 
@@ -24,6 +24,8 @@ class Admission:
     max_spend: float | None
     _begun: dict[int, float] = field(default_factory=dict)
     _finished: float = 0.0
+    _factor: float = 1.0
+    """What records have cost over what was expected, at least 1."""
     _spent_at_start: float | None = None
     _left: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -40,11 +42,12 @@ class Admission:
 
     def leave(self, number: int) -> None:
         self._finished += self._begun.pop(number, 0.0)
+        if self._finished:
+            half_way = sum(self._begun.values()) / 2
+            spent = self.spent() - (self._spent_at_start or 0.0)
+            self._factor = max(1.0, spent / (self._finished + half_way))
         self._left.set()
 
     def _fits(self, cost: float) -> bool:
         """What is begun counts in full, however much of it is paid already: too few at once finish, too many do not."""
-        spent = self.spent() - self._spent_at_start
-        begun = sum(self._begun.values())
-        factor = max(1.0, spent / (self._finished + begun)) if self._finished + begun else 1.0
-        return self._spent_at_start + factor * (self._finished + begun + cost) <= self.max_spend
+        return self.spent() + self._factor * (sum(self._begun.values()) + cost) <= self.max_spend
