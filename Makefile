@@ -24,7 +24,7 @@ reproduce: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --out runs/reproduction
 
 reproduce-quick: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --size quick --out runs/reproduction-quick
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --quick --out runs/reproduction-quick
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder

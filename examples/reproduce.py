@@ -1,7 +1,7 @@
 """The paper's claims at laptop scale: trains, evaluates, and writes a page of results with plots.
 
     python examples/reproduce.py --out runs/reproduction                 # what `make reproduce` does
-    python examples/reproduce.py --size quick --out runs/reproduction-quick
+    python examples/reproduce.py --quick --out runs/reproduction-quick
     python examples/reproduce.py --size core --seed 1 --out runs/reproduction-1   # another model, other problems
     python examples/reproduce.py --out runs/reproduction --beside runs/reproduction-1 --docs docs   # the page of both
 
@@ -49,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/reproduction", help="folder for everything (default runs/reproduction)")
     parser.add_argument("--size", choices=SIZES, default="full", help="smoke only shows that all of it runs")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="size", help="the same as --size quick")
     parser.add_argument("--seed", type=int, default=0, help="of weights, shuffling and problems (default 0)")
     parser.add_argument("--beside", nargs="*", default=[], metavar="DIR", help="finished runs of other seeds")
     parser.add_argument("--docs", metavar="DIR", help="write the page and its plots here as well")
