@@ -97,7 +97,7 @@ def _table_2(results: Results) -> str:
             row += [percent(measures["avg"]), f"{measures['parallelism']['value']:.2f}"]
         rows.append(row)
     names = ["model", *(name for task in TESTED for name in (f"{task}: accuracy", "parallelism"))]
-    text = "Greedy, by `mvtrain evaluate`. A real checkpoint of 135 million parameters: [example](evaluation-example.md)."
+    text = "Greedy, by `mvtrain evaluate`. A real checkpoint of 135 million weights: [example](evaluation-example.md)."
     return f"## Accuracy (table 2)\n\n{table(names, rows)}\n\n{text}"
 
 
