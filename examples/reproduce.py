@@ -36,7 +36,7 @@ def main() -> int:
     work.out.mkdir(parents=True, exist_ok=True)
     _refuse_another(work)
     commands.record = work.out / "commands.txt"
-    results = reproduce(work)
+    results = _finished(work) or reproduce(work)
     others = [json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")) for folder in args.beside]
     write(results, others, work.out, "reproduction.md", "images", "images")
     if args.docs:
@@ -64,6 +64,15 @@ def _refuse_another(work: Work) -> None:
         if there != own:
             raise SystemExit(f"{work.out} holds a run of {there}, not of {own}; give another --out")
     file.write_text(json.dumps(own) + "\n", encoding="utf-8")
+
+
+def _finished(work: Work) -> dict[str, Any] | None:
+    """What an earlier run has left: it is written last, so only the page is made again."""
+    file = work.out / "results.json"
+    if not file.exists():
+        return None
+    print(f"{work.out} is finished: only its page is written. Remove {file} to measure again.")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def reproduce(work: Work) -> dict[str, Any]:

@@ -30,6 +30,6 @@ def test_the_whole_chain_at_its_smallest(tmp_path):
     assert "phase 8" in log[-1]["phase"] and json.loads((tmp_path / "r" / "base" / "mvtrain.json").read_text())["tags"]
 
     again = reproduce(tmp_path / "r", "--size", "smoke")
-    assert again.returncode == 0 and "multiverse is trained already" in again.stdout
+    assert again.returncode == 0 and "is finished: only its page is written" in again.stdout
     other = reproduce(tmp_path / "r", "--size", "smoke", "--seed", "1")
     assert other.returncode == 1 and "give another --out" in other.stderr
