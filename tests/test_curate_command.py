@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -208,3 +209,25 @@ def test_rows_that_stand_twice_are_told(chains, tmp_path, capsys):
         assert curate(chains, tmp_path / "out", server) == 0
     assert "1 of them have the question and the chain of another" in capsys.readouterr().out
     assert "**Repeated**: 1 of them" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_sentence_that_is_not_the_reference_is_not_wrong():
+    """It may say the same; a bare answer that is another one is wrong."""
+    from mvtrain.commands.curate import _same_answer
+    from mvtrain.evaluate.grading_pool import GradingPool
+
+    cases = {
+        ("7", "7"): True,
+        ("8", "7"): False,
+        (r"\frac{1}{2}", "0.5"): True,
+        (r"2 \sqrt{3} \text{cm}", "5"): False,
+        ("the field has seven rows of apples", "7"): None,
+        (r"There are many, but \boxed{8}.", "7"): False,
+        ("x" * 200, "7"): None,
+    }
+
+    async def same_all() -> list[bool | None]:
+        with GradingPool() as pool:
+            return [await _same_answer(pool, *case) for case in cases]
+
+    assert dict(zip(cases, asyncio.run(same_all()), strict=True)) == cases

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -296,17 +297,22 @@ async def _ask(
 
 SHORT = 120
 """Characters of an answer that is taken for a bare one, where it has no box and no answer line."""
+SENTENCE = 3
+"""Words from which such an answer is a sentence: that it is not the reference, as it stands, does not make it wrong."""
+_WORD = re.compile(r"(?<![\\\w])[A-Za-z]{2,}")
+"""Of a language; commands of LaTeX and names of variables are none."""
 
 
 async def _same_answer(pool: Any, answer: str, reference: str) -> bool | None:
     """By the grader of evaluations, in a process of its own."""
     from mvtrain.evaluate.grading_answers import final_answer
 
-    if final_answer(answer) is None:
-        if len(answer) > SHORT:
-            return None
-        answer = f"\\boxed{{{answer}}}"
-    return (await asyncio.wrap_future(pool.submit(answer, reference))).correct
+    if final_answer(answer) is not None:
+        return (await asyncio.wrap_future(pool.submit(answer, reference))).correct
+    if len(answer) > SHORT:
+        return None
+    correct = (await asyncio.wrap_future(pool.submit(f"\\boxed{{{answer}}}", reference))).correct
+    return None if correct is False and len(_WORD.findall(answer)) >= SENTENCE else correct
 
 
 def _count(args: argparse.Namespace) -> int | None:
