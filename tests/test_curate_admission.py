@@ -27,14 +27,14 @@ async def begun(admission: Admission, numbers: range) -> int:
     return len(numbers)
 
 
-def test_as_many_as_fit_and_one_more_as_soon_as_another_has_left():
+def test_as_many_as_fit_and_others_as_soon_as_one_has_left():
     async def run() -> None:
         money = Money()
         admission = money.admission(expected=1.0, max_spend=3.5)
         assert await begun(admission, range(10)) == 3
-        money.spent = 0.4  # it was cheap, so that there is room for another
+        money.spent = 1.0  # for one record and about half of two: half of what was expected
         admission.leave(0)
-        assert await begun(admission, range(10, 20)) == 1
+        assert await begun(admission, range(10, 20)) == 3  # 1 + 0.5 x (2 + 3) = 3.5
 
     asyncio.run(run())
 
@@ -50,7 +50,7 @@ def test_records_that_cost_nothing_take_no_room():
         admission = Money().admission(expected=1.0, max_spend=3.5)
         for number in range(50):
             assert await begun(admission, range(number, number + 1)) == 1
-            admission.leave(number)
+            admission.leave(number, asked=False)
         assert await begun(admission, range(100, 110)) == 3
 
     asyncio.run(run())

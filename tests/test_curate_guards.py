@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 
 from mvtrain.curate.admission import Admission
+from mvtrain.curate.answers import Answer
+from mvtrain.curate.asking import Dialogue, Try
 from mvtrain.curate.curator import CurateSettings, Curator
+from mvtrain.curate.faults import SpendReached
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.records import Branching, Complaint, Done, Draft, Framed, Rejected, Source, Step
 from mvtrain.curate.run import curate_all
-from mvtrain.curate.stages import trace
+from mvtrain.curate.spending import Usage
+from mvtrain.curate.stages import groups, map_reduce, outline, refill, rewrite, summary, trace
 from mvtrain.grammar import render
 
 STEPS = [Step(f"S{n}", "t", n, n) for n in range(1, 5)]
@@ -89,3 +93,84 @@ def test_other_faults_end_a_run_after_all_work_has_stopped():
     with pytest.raises(OSError, match="no space left"):
         asyncio.run(curate_all(sources, Broken(), journal, Admission(None, None, None), 1, lambda done: None))
     assert [done.number for done in journal.done] == [0, 1]
+
+
+def test_nothing_is_begun_once_the_ceiling_is_reached():
+    class Spent:
+        async def curate(self, number: int, source: Source) -> Done:
+            await asyncio.sleep(0.01 * number)
+            if number == 0:
+                raise SpendReached("the ceiling is reached")
+            return Done(number, source, "rejected", "source", (Complaint("k", "t"),))
+
+    journal = Journal()
+    sources = [replace(SOURCE, id=str(number)) for number in range(6)]
+    admission = Admission(None, None, None)
+    ended = asyncio.run(curate_all(sources, Spent(), journal, admission, 2, lambda done: None))
+    assert ended.reason == "the ceiling is reached" and [done.number for done in journal.done] == [1]
+
+
+def test_the_last_check_of_the_answer_is_made(monkeypatch):
+    """In a record whose stages have all gone well but for the answer."""
+
+    async def done(draft: Draft, *rest) -> Draft:
+        return draft
+
+    lost = replace(DRAFT, texts={**TEXTS, "S4": "So seven it is."})
+    curator = Curator(None, Prompts.read(), CurateSettings(limit=0.5), same, final_answer)
+    for module, name in ((groups, "find_groups"), (refill, "refill"), (map_reduce, "frame_blocks"),
+                         (rewrite, "rewrite_paths")):  # fmt: skip
+        monkeypatch.setattr(module, name, done)
+    monkeypatch.setattr(outline, "draw_outline", lambda draft: draft)
+    for draft, kind in ((replace(lost, groups=(BLOCK,)), "answer lost"), (replace(DRAFT, groups=(BLOCK,)), None)):
+        work = curator._from_groups(draft, None)
+        if kind is None:
+            assert asyncio.run(work).trace is not None
+            continue
+        with pytest.raises(Rejected) as error:
+            asyncio.run(work)
+        assert error.value.complaints[0].kind == kind
+
+
+def test_a_typed_step_that_drops_the_box_is_asked_for_again():
+    class Typist:
+        def __init__(self) -> None:
+            self.answers = ["So it is 7, that much is certain.", r"So it is \boxed{7}, that much is certain."]
+            self.told = []
+
+        async def ask(self, messages, *, stage: str, max_tokens: int, attempt: int = 0):
+            self.told.append(messages[-1]["content"])
+            return Answer(self.answers[attempt], "stop", Usage(1, 1), False)
+
+    units = ("Two cases are all there are, and both are short.\n", r"So it is \boxed{7}, that much is certain.")
+    steps = (Step("S1", "t", 1, 1), Step("S2", "t", None, None))
+    draft = Draft(Source("id", "Which?", "".join(units), r"\boxed{7}"), units=units, outline=steps)
+    typist = Typist()
+    done = asyncio.run(refill.refill(draft, Dialogue(typist, 3, 100), Prompts.read(), 0.2))
+    assert done.texts["S2"] == typist.answers[1]
+    assert r"the steps together have no box, the chain has \boxed{7}" in typist.told[-1]
+    typist.answers = [typist.answers[0]] * 3
+    with pytest.raises(Rejected) as error:
+        asyncio.run(refill.refill(draft, Dialogue(typist, 3, 100), Prompts.read(), 0.2))
+    assert [complaint.kind for complaint in error.value.complaints] == ["answer lost"]
+
+
+def test_questions_about_groups_that_are_given_up_are_forgotten(monkeypatch):
+    """Or bad answers about paths that are no more would use up the tries of those that take their names."""
+
+    async def summarise(draft: Draft, *rest) -> Draft:
+        return draft
+
+    async def from_groups(draft: Draft, dialogue: Dialogue) -> Draft:
+        rounds.append(sorted(dialogue.asked))
+        if len(rounds) == 2:
+            return draft
+        dialogue.asked |= {"groups": [Try("{}")], "rewrite 1 path 1": [Try("bad", (Complaint("k", "t"),))]}
+        raise Rejected("groups", [Complaint("dependent", "S2 is not independent")])
+
+    rounds = []
+    curator = Curator(None, Prompts.read(), CurateSettings(), same, final_answer)
+    monkeypatch.setattr(summary, "summarise", summarise)
+    monkeypatch.setattr(curator, "_from_groups", from_groups)
+    assert asyncio.run(curator._make(DRAFT, Dialogue(None, 3, 100))) == DRAFT
+    assert rounds == [[], ["groups"]]

@@ -58,3 +58,8 @@ def test_a_place_that_another_record_takes_is_empty_until_it_is_finished(tmp_pat
     journal.forget_other(0, replace(SOURCE, id="r0").digest)
     journal.forget_other(1, "another")
     assert [row["number"] for row in journal.rows()] == [0]
+    journal.close()
+    again = Journal(tmp_path / "j")
+    assert [row["number"] for row in again.rows()] == [0], "a later run does not bring it back"
+    again.add(done(1, "other"))
+    assert [row["stage"] for row in again.rows()] == ["source", "other"]

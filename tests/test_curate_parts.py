@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mvtrain.curate.distance import distance
 from mvtrain.curate.independence import references, used_results
+from mvtrain.curate.numbers import numbers_in
 from mvtrain.curate.prompts import PLACES, Prompts
 from mvtrain.curate.reading import read_json, read_text
 from mvtrain.curate.records import Complaints, Step
@@ -21,7 +22,6 @@ from mvtrain.curate.stages.map_reduce import MapReduceForm, read_map_reduce
 from mvtrain.curate.stages.refill import read_copy
 from mvtrain.curate.stages.rewrite import read_path
 from mvtrain.curate.stages.summary import read_steps
-from mvtrain.curate.stages.texts import numbers_in
 from mvtrain.curate.units import at_most, numbered, split_units
 from mvtrain.evaluate.grading_answers import last_box
 
@@ -254,9 +254,9 @@ def test_labels_that_a_model_wrote_are_taken_off():
     )
     assert (form.outlines, form.conclusion) == (["do this", "that"], "c 46")
     assert read_path("2.1: the text is this", "the text is this", "2.1", "", [], 0.2) == "the text is this"
-    assert read_copy("```\nthe text\n```") == "the text"
+    assert read_copy("```\nthe text\n```", "all of the text", 0.2) == "the text"
     with pytest.raises(Complaints, match="tags in it: <Path>"):
-        read_copy("the <Path> text")
+        read_copy("the <Path> text", "the <Path> text", 0.2)
 
 
 ORIGINAL = "We compute the second value from the formula, which gives 12 + 30 = 42.\n[[block 1]]\nSo it is 42."
@@ -445,6 +445,7 @@ def test_a_column_that_is_missing_is_named():
     [
         ("1,000 and 1000", ["1000", "1000"]),
         ("12{,}345{,}678.5", ["12345678.5"]),
+        ("x = .5, 3.5 and 0.5", ["0.5", "3.5", "0.5"]),
         ("the pair 1,2 and 1,2345", ["1", "2", "1", "2345"]),
         (r"\tfrac12 + \frac{3}{40} + \dfrac 56", ["1", "2", "3", "40", "5", "6"]),
     ],
@@ -456,3 +457,37 @@ def test_numbers_are_the_same_however_they_are_written(text, numbers):
 def test_a_tree_may_say_that_a_step_has_no_substeps():
     (step,) = read_steps('{"steps": [{"title": "a", "units": [1, 2], "substeps": null}]}', 2)
     assert step.substeps == ()
+
+
+@pytest.mark.parametrize("question", ["modulo 1,000", "modulo 1000", "the 1000th", "1000cm"])
+def test_a_number_of_the_question_is_known_however_it_is_written(question):
+    sibling = [("1", "Even n: take 64 modulo 1000")]
+    assert list(used_results("For odd n we take 81 modulo 1000 and get 81.", question, sibling)) == []
+    assert len(list(used_results("For odd n we use 1,000 and get 81.", "modulo 17", sibling))) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("x is 17, as it was found before.", None),
+        ("it is false that x is 17", "11 of 24 characters are not in the units"),
+        ("x is 18, as it was found before.", "numbers that are not in the units: 18"),
+    ],
+)
+def test_a_typed_step_says_what_stands_in_its_units(answer, fault):
+    given = "Then x is 17, as it was found before. So it fits."
+    if fault is None:
+        assert read_copy(answer, given, 0.2) == answer
+        return
+    with pytest.raises(Complaints) as error:
+        read_copy(answer, given, 0.2)
+    assert fault.partition(" of ")[2] in str(error.value) or fault in str(error.value)
+
+
+@pytest.mark.parametrize("pointer", ["Now let us go on to case 2.", "This is just like in case 2.", "See path 2."])
+def test_a_pointer_at_the_end_of_a_path_may_go(pointer):
+    """Its number is not what the path came to."""
+    text = "If x is odd, then x equals 5 and nothing else."
+    assert read_path(text, f"{text} {pointer}", "1", "", [("2", "another")], 0.2) == text
+    with pytest.raises(Complaints, match="what the path came to is gone: 5"):
+        read_path("If x is odd, then x equals it and nothing else.", f"{text} {pointer}", "1", "", [("2", "a")], 0.2)

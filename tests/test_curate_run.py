@@ -376,6 +376,22 @@ def test_records_that_changed_are_made_anew_and_others_are_not(chains, settings,
     assert read(tmp_path / "out" / "traces.jsonl")[0]["deepseek_attempt"] == "133"
 
 
+def test_a_record_that_changed_is_in_no_file_until_it_is_made_anew(chains, settings, tmp_path):
+    rows = read(chains)[:3]
+    chains.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    with ChatServer(curate_model.competent) as server:
+        assert curate(chains, out, server, settings) == 0
+        assert [row["id"] for row in read(out / "traces.jsonl")] == ["absolute", "parity", "areas"]
+    rows[1]["question"] += " Really?"
+    chains.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with ChatServer(curate_model.competent, faults=lambda request, n: Fault.status(401)) as server:
+        assert curate(chains, out, server, settings) == 3
+        assert [row["id"] for row in read(out / "traces.jsonl")] == ["absolute", "areas"]
+        assert curate(chains, out, server, settings, "--rows", "1") == 0
+        assert [row["id"] for row in read(out / "traces.jsonl")] == ["absolute", "areas"]
+
+
 def test_fewer_rows_take_nothing_away(chains, settings, tmp_path):
     with ChatServer(curate_model.competent) as server:
         assert curate(chains, tmp_path / "out", server, settings, "--rows", "4") == 0

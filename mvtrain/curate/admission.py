@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 from mvtrain.curate.records import Source
 
+LEAST_FACTOR = 0.2
+"""Of an estimate, what is counted at least: answers that are cached cost nothing, and the next record's may not be."""
+
 
 @dataclass
 class Admission:
     """A record waits at the door until all that are begun, and it too, are expected to fit under the ceiling.
 
-    What a record costs is estimated; the estimates grow when records turn out to cost more. Where nothing is
+    What a record costs is estimated, and estimates follow what records turn out to cost. Where nothing is
     begun, the next record is let in whatever it may cost. Records come in one at a time.
     """
 
@@ -25,7 +28,7 @@ class Admission:
     _begun: dict[int, float] = field(default_factory=dict)
     _finished: float = 0.0
     _factor: float = 1.0
-    """What records have cost over what was expected, at least 1."""
+    """What records have cost over what was expected."""
     _spent_at_start: float | None = None
     _left: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -40,12 +43,14 @@ class Admission:
             await self._left.wait()
         self._begun[number] = cost
 
-    def leave(self, number: int) -> None:
-        self._finished += self._begun.pop(number, 0.0)
-        if self._finished:
+    def leave(self, number: int, asked: bool = True) -> None:
+        """`asked`: whether anything was; a row that is rejected before that says nothing about the cost of others."""
+        cost = self._begun.pop(number, 0.0)
+        if asked and cost:
+            self._finished += cost
             half_way = sum(self._begun.values()) / 2
-            spent = self.spent() - (self._spent_at_start or 0.0)
-            self._factor = max(1.0, spent / (self._finished + half_way))
+            spent = self.spent() - self._spent_at_start
+            self._factor = max(LEAST_FACTOR, spent / (self._finished + half_way))
         self._left.set()
 
     def _fits(self, cost: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from mvtrain.curate.numbers import numbers_in, plain_numbers
 from mvtrain.curate.records import Complaint
 
 _KINDS = r"path|branch|case|sub-?task|sub-?problem|approach|method|candidate|option|attempt"
@@ -23,6 +24,7 @@ _ANYWHERE = re.compile(
 _POINTING = (
     r"(?:like|as in|from|using|with|than|unlike|see|recall|to|results? of|found in|shown in|similar to)\s+(?:the\s+)?"
 )
+_NAMED = re.compile(rf"\b(?:{_POINTING})?(?:{_KINDS}|outline)\s+\d+(?:\.\d+)*\b(?!\s+of\b)", re.IGNORECASE)
 _IN_THE_FIRST_SENTENCE = re.compile(
     r"\b(?:similarly|likewise|analogously|in the same way|by the same (?:argument|reasoning|method|token)"
     r"|in contrast|by contrast|the latter|the former|same (?:as|here|thing)"
@@ -67,6 +69,11 @@ def references(text: str, label: str, siblings: Sequence[str]) -> Iterator[Compl
             yield Complaint("reference", f"it speaks of path {sibling}: {named.group()!r}")
 
 
+def without_pointers(text: str) -> str:
+    """The text without words that name another path by its number, "as in case 1" or "path 2"."""
+    return _NAMED.sub(" ", text)
+
+
 def used_results(text: str, known: str, siblings: Sequence[tuple[str, str]]) -> Iterator[Complaint]:
     """Results of siblings that a path uses without having come to them itself.
 
@@ -77,10 +84,10 @@ def used_results(text: str, known: str, siblings: Sequence[tuple[str, str]]) -> 
         known: what the path may use: the question, the text before the block, its outline.
         siblings: (label, text) of the other paths.
     """
-    own = {}
+    text, own = plain_numbers(text), {}
     for match in _NUMBER.finditer(text):
         own.setdefault(match.group(), match.start())
-    given = set(_NUMBER.findall(known))
+    given = {*_NUMBER.findall(plain_numbers(known)), *numbers_in(known)}
     for label, other in siblings:
         for number in _results(other):
             place = own.get(number)
@@ -97,5 +104,5 @@ def _is_derived(text: str, start: int, end: int) -> bool:
 
 def _results(text: str) -> list[str]:
     """The last number, if it is one that does not come up by chance: from 100 on, or with a fraction."""
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(plain_numbers(text))
     return numbers[-1:] if numbers and _DISTINCT.fullmatch(numbers[-1]) else []

@@ -10,6 +10,9 @@ from typing import Any
 
 from mvtrain.curate.records import Done
 
+FORGOTTEN = "forgotten"
+"""Marks a line that takes a record away."""
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -46,10 +49,15 @@ class Journal:
         self._stream.truncate(offset)
 
     def _note(self, offset: int, row: dict[str, Any]) -> None:
+        if row.get(FORGOTTEN):
+            self._entries.pop(row["number"], None)
+            return
         self._entries[row["number"]] = _Entry(offset, row["digest"], row["stage"])
 
     def add(self, done: Done) -> None:
-        row = {"digest": done.source.digest, **asdict(done)}
+        self._append({"digest": done.source.digest, **asdict(done)})
+
+    def _append(self, row: dict[str, Any]) -> None:
         self._stream.seek(0, 2)
         offset = self._stream.tell()
         self._stream.write(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n")
@@ -62,9 +70,9 @@ class Journal:
         return entry is not None and entry.digest == digest and entry.stage not in ("endpoint", "internal")
 
     def forget_other(self, number: int, digest: str) -> None:
-        """Leave out a record that stood in this place of the input before it changed."""
+        """Leave out a record that stood in this place of the input before it changed, now and in later runs."""
         if number in self._entries and self._entries[number].digest != digest:
-            del self._entries[number]
+            self._append({"number": number, FORGOTTEN: True})
 
     def forget_from(self, number: int) -> None:
         """Leave out records that the input does not have any more."""

@@ -51,6 +51,7 @@ async def curate_all(
                 if number is None:
                     return
                 await admission.enter(number, source)
+            done = None
             try:
                 if ended.reason:
                     return
@@ -59,7 +60,7 @@ async def curate_all(
                 ended.reason = ended.reason or str(error)
                 return
             finally:
-                admission.leave(number)
+                admission.leave(number, asked=done is not None and done.stage != "source")
             journal.add(done)
             on_done(done)
 

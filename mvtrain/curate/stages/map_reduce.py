@@ -9,11 +9,12 @@ from pydantic import BaseModel
 
 from mvtrain.curate.asking import Dialogue, all_of
 from mvtrain.curate.independence import references, used_results
+from mvtrain.curate.numbers import numbers_in
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import read_json
 from mvtrain.curate.records import Branching, Complaint, Complaints, Draft, Framed, Part, Rejected
 from mvtrain.curate.stages.outline import leaves_of
-from mvtrain.curate.stages.texts import LABELLED, context_of, numbers_in, tag_complaints, text_of
+from mvtrain.curate.stages.texts import LABELLED, context_of, tag_complaints, text_of
 from mvtrain.grammar import child_label
 
 NAME = "map_reduce"

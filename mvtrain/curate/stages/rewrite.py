@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 
 from pydantic import BaseModel
 
 from mvtrain.curate.asking import Dialogue, all_of
 from mvtrain.curate.distance import changes, normal
-from mvtrain.curate.independence import references, used_results
+from mvtrain.curate.independence import references, used_results, without_pointers
+from mvtrain.curate.numbers import numbers_in
 from mvtrain.curate.prompts import Prompts
 from mvtrain.curate.reading import read_json, unwrapped
 from mvtrain.curate.records import Complaint, Complaints, Draft, Framed, Rejected
 from mvtrain.curate.stages import trace
 from mvtrain.curate.stages.map_reduce import siblings_of
 from mvtrain.curate.stages.outline import leaves_of
-from mvtrain.curate.stages.texts import LABELLED, PLACE, context_of, numbers_in, tag_complaints, with_places
+from mvtrain.curate.stages.texts import LABELLED, PLACE, boxes_in, context_of, shown, tag_complaints, with_places
 from mvtrain.grammar import child_label
 
 NAME, JUDGE = "rewrite", "independence"
 FREE_CUTS, FREE_ADDITIONS = 40, 12
 """Characters that may go, or come, in a path however short it is: "Similarly, " can be half of a short one."""
-_BOX = re.compile(r"\\boxed\s*\{[^{}]*\}")
 
 
 class UnknownForm(BaseModel):
@@ -72,12 +72,12 @@ async def _rewrite(
     key = _key(frame, number)
     messages = [{"role": "user", "content": prompts.fill(NAME, path=original, **place)}]
     try:
-        while True:
+        for reading in count(1):
             text = await dialogue.ask(
                 NAME, f"{NAME} {key}", messages,
                 lambda answer: read_path(answer, original, label, known, others, limit),
             )  # fmt: skip
-            unknown = await _judge(f"{JUDGE} {key}", text, place, dialogue, prompts) if judge else []
+            unknown = await _judge(f"{JUDGE} {key} text {reading}", text, place, dialogue, prompts) if judge else []
             if not unknown:
                 return text
             dialogue.complain(f"{NAME} {key}", unknown)
@@ -102,15 +102,13 @@ async def _judge(key: str, text: str, place: dict[str, str], dialogue: Dialogue,
 
 def _changed_results(before: str, after: str, known: str) -> list[Complaint]:
     """Numbers that stand nowhere else, a last number that is gone, and boxes that are not the path's own."""
-    own, left = numbers_in(before), numbers_in(after)
+    own, left = numbers_in(without_pointers(before)), numbers_in(after)
     new = [number for number in dict.fromkeys(left) if number not in {*own, *numbers_in(known)}]
     found = [Complaint("content", f"numbers that are not in the text: {', '.join(new)}")] if new else []
     if own and own[-1] not in left:
         found.append(Complaint("content", f"what the path came to is gone: {own[-1]}"))
-    if _BOX.findall(before) != _BOX.findall(after):
-        found.append(
-            Complaint("answer lost", f"expected {', '.join(_BOX.findall(before)) or 'no box'}, as in the text")
-        )
+    if boxes_in(before) != boxes_in(after):
+        found.append(Complaint("answer lost", f"expected {shown(boxes_in(before))}, as in the text"))
     return found
 
 

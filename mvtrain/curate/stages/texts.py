@@ -15,9 +15,7 @@ PLACE = re.compile(r"\[\[block \d+\]\]")
 """Stands in a path for a block in it."""
 LABELLED = re.compile(r"\A\s*(?:path\s+)?\d+(?:\.\d+)*\s*[:.)]\s+", re.IGNORECASE)
 """A label that the model wrote in front of an outline or a path; ours are written when the trace is."""
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
-_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)(\d)")
+_BOX = re.compile(r"\\boxed\s*\{[^{}]*\}")
 _MARKUP = re.compile(
     "|".join(map(re.escape, TAGS))
     + r"|</?think>|<\|[^|<>\n]{1,40}\|>|\[\[block \d+\]\]|[\x00-\x08\x0b-\x1f\x7f]|[\ud800-\udfff]",
@@ -26,9 +24,13 @@ _MARKUP = re.compile(
 """Tags, tokens of chat templates, places of blocks, control characters, halves of surrogate pairs."""
 
 
-def numbers_in(text: str) -> list[str]:
-    """Numbers without signs, in order; 1,000 is 1000, and both numbers of \\tfrac12 are there."""
-    return _NUMBER.findall(_SHORT_FRACTION.sub(r" \1 \2 ", _THOUSANDS.sub("", text)))
+def boxes_in(text: str) -> list[str]:
+    """Boxes without braces in them, as they stand."""
+    return _BOX.findall(text)
+
+
+def shown(boxes: Sequence[str]) -> str:
+    return ", ".join(boxes) or "no box"
 
 
 def text_of(parts: Sequence[Part], draft: Draft) -> str:
