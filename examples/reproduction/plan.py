@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-ABLATIONS = ("reference", "original", "causal", "parallel_only", "same_rows", "slow_rows")
+ABLATIONS = ("reference", "original", "causal", "parallel_only", "same_rows", "fast_rows")
 """Each but the first is the first but for one thing; see `models.ablation`."""
 
 
