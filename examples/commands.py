@@ -23,7 +23,7 @@ def run(*command: str, capture: bool = False) -> str:
     """
     print("\n$ " + shlex.join(command), flush=True)
     if record:
-        _write_down(shlex.join(command).replace(f"{ROOT}/", ""), record)
+        _write_down(shlex.join(command).replace(f"{ROOT}/", "").replace(sys.executable, "python"), record)
     start = time.time()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     program = shutil.which(command[0]) or str(Path(sys.executable).with_name(command[0]))
