@@ -72,6 +72,7 @@ def made_up(multiverse: float = 0.95, growth: float = 39) -> dict:
         },
         "alone": [{"parallelism": p, "speed_up": 0.95 * p} for p in (1.0, 2.0, 4.0)],
         "in_batches": [{"batch": 8, "parallelism": 3.0, "speed_up": 1.5}],
+        "transfer": {"1000": {"groups": [run(task, "parallel", 0.95, 3.0) for task in tasks]}},
     }  # fmt: skip
 
 
@@ -87,6 +88,15 @@ def test_what_is_claimed_holds_where_it_does_and_only_there():
     slow["alone"] = [{"parallelism": 4.0, "speed_up": 2.0}]
     slow["in_batches"][0]["speed_up"] = 0.9
     assert [claim.source for claim in claims(slow) if claim.holds is False] == ["figure 8a", "figure 8b"]
+    forgetful = made_up()
+    forgetful["table_2"]["multiverse"]["groups"][1]["measures"]["avg"] = estimate(0.5)
+    assert [claim.text for claim in claims(forgetful) if claim.holds is False] == [
+        "mixed: without the instruction Multiverse answers about as well"
+    ]
+    slow_to_learn = made_up()
+    slow_to_learn["transfer"]["1000"]["groups"][0]["measures"]["avg"] = estimate(0.5)
+    assert [claim.source for claim in claims(slow_to_learn) if claim.holds is False] == ["rapid transfer"]
+    assert claims(made_up() | {"transfer": {}})[-1].holds is None
     shrinking = made_up()
     shrinking["table_2"]["multiverse"]["groups"][0]["measures"]["parallelism"] = estimate(1.1)
     assert [claim.text[:17] for claim in claims(shrinking) if claim.holds is False] == ["parallelism above"]
@@ -97,7 +107,7 @@ def test_a_page_of_two_seeds_says_for_each_what_holds():
 
     results = made_up() | {
         "size": "full", "command": "c", "machine": "m", "date": "d", "parameters": 500_000, "minutes": {"base": 3.0},
-        "ablations": {}, "transfer": {}, "commands": ["deepspeed --master_port 123 launch/sft.py R"],
+        "ablations": {}, "commands": ["deepspeed --master_port 123 launch/sft.py R"],
     }  # fmt: skip
     results["in_batches"][0] |= {
         name: 1.0 for name in ("tokens_per_second", "tokens_per_second_sequential", "tokens_per_second_transformers")

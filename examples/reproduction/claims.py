@@ -15,6 +15,8 @@ NEAR = 0.9
 """Speed-up over parallelism that counts as the paper's."""
 FAR = 0.2
 """Between the upper end of the base's interval and the lower ends of the others'."""
+ENOUGH = 1000
+"""Parallel examples of the paper's fine-tuning."""
 EQUAL_ACCURACY = 0.9
 """Accuracy in both modes from which lengths are compared."""
 
@@ -30,8 +32,8 @@ class Claim:
 
 
 def claims(results: Results) -> list[Claim]:
-    found = [*_accuracy(results), _instruction(results), *_growth(results), *_budgets(results), *_speed(results)]
-    return [claim for claim in found if claim is not None]
+    of_table_2 = [*_accuracy(results), _instruction(results), *_without_instruction(results)]
+    return [*of_table_2, *_growth(results), *_budgets(results), *_speed(results), _transfer(results)]
 
 
 def group(results: Results, task: str, mode: str) -> Results:
@@ -74,6 +76,32 @@ def _instruction(results: Results) -> Claim:
     )
     holds = all(asked["low"] > 1 and asked["low"] > unasked["high"] for asked, unasked in pairs)
     return Claim("table 2", "parallelism above 1, and higher with the instruction", shown, holds)
+
+
+def _without_instruction(results: Results) -> list[Claim]:
+    run, claims = results["table_2"]["multiverse"], []
+    for task in TESTED:
+        asked, unasked = (group(run, f"test_{task}", mode)["avg"] for mode in ("parallel", "unasked"))
+        text = f"{task}: without the instruction Multiverse answers about as well"
+        found = f"{percent(unasked)} against {percent(asked)}"
+        claims.append(Claim("table 2", text, found, interval(unasked)[1] >= interval(asked)[0]))
+    return claims
+
+
+def _transfer(results: Results) -> Claim:
+    text = f"about {ENOUGH:,} parallel examples are enough"
+    runs = {int(count): run for count, run in results["transfer"].items()}
+    if ENOUGH not in runs:
+        return Claim("rapid transfer", text, "not measured", None)
+    names = [f"test_{task}" for task in TESTED]
+    found = {name: [group(run, name, "parallel")["avg"]["value"] for run in (runs[ENOUGH], runs[max(runs)])]
+             for name in names}  # fmt: skip
+    whole = {name: group(results["table_2"]["multiverse"], name, "parallel")["avg"]["value"] for name in names}
+    shown = "; ".join(
+        f"{task}: {few:.0%} right after {ENOUGH:,}, {most:.0%} after {max(runs):,}, each seen once"
+        for task, (few, most) in zip(TESTED, found.values(), strict=True)
+    )
+    return Claim("rapid transfer", text, shown, all(found[name][0] >= NEAR * whole[name] for name in names))
 
 
 # SAT
