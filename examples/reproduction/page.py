@@ -173,9 +173,9 @@ def _ablations(results: Results) -> str:
                     f"{measures['parallelism']['value']:.2f}"]  # fmt: skip
         rows.append(row)
     each = [(f"{task}: right", "well formed", "parallelism") for task in TESTED]
-    text = """Each model is the first but for one thing. All saw fewer problems than those above, so there is room to fall. The
-engine agrees with the training pass in either scheme (`mvtrain verify`, before each evaluation). But in `original` a
-path reads, in training only, the sibling before it, through the newline between them."""
+    text = """Each model is the first but for one thing. All saw fewer problems than those above: there is room to fall.
+The engine agrees with the training pass in either scheme (`mvtrain verify`, before each evaluation). But in `original`
+a path reads, in training only, the sibling before it, through the newline between them."""
     return f"## What matters\n\n{text}\n\n" + table(["trained", *(name for names in each for name in names)], rows)
 
 

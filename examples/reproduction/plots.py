@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,15 @@ def _budgets(results: Results) -> Any:
             low, high = zip(*(interval(point["accuracy"]) for point in points), strict=True)
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
         axes.set(xscale="log", xlabel="budget of the critical path (tokens)", ylabel="accuracy", title=task)
+        _ticks(axes, [x for x in (32, 64, 128, 256, 512) if x <= points[-1]["budget"]])
         axes.legend(fontsize=7)
     return figure
+
+
+def _ticks(axes: Any, values: Sequence[int]) -> None:
+    """On a logarithmic axis: these, written out."""
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.set_xticks([], minor=True)
 
 
 def _growth(results: Results) -> Any:
@@ -84,6 +91,7 @@ def _batches(results: Results) -> Any:
     for name, label in names.items():
         axes.plot(x, [row[name] for row in rows], marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="problems at a time", ylabel="tokens a second")
+    _ticks(axes, x)
     axes.legend(fontsize=8)
     return figure
 
@@ -97,5 +105,6 @@ def _transfer(results: Results) -> Any:
             label = f"{task}: {'right' if measure == 'avg' else 'well formed'}"
             axes.plot(x, [value["value"] for value in values], style, marker="o", label=label)
     axes.set(xscale="log", xlabel="parallel examples seen, once each", ylabel="share of answers")
+    _ticks(axes, x)
     axes.legend(fontsize=8)
     return figure
