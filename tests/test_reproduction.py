@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -14,6 +16,61 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(autouse=True)
 def examples_path(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A small plan whose trainings are only noted down."""
+    from reproduction import models, plan
+
+    trained = {}
+    monkeypatch.setattr(models, "train", lambda work, name, *args, **kwargs: trained.update({name: (args, kwargs)}))
+    monkeypatch.setattr(models, "tokens_of", lambda work, name: 123)
+    monkeypatch.setattr(models, "run", lambda *command, **options: None)
+    found = models.Work(tmp_path, plan.SMOKE)
+    return found, trained
+
+
+def test_every_ablation_is_the_reference_but_for_one_thing(work, tmp_path):
+    from reproduction import models, plan
+
+    found, trained = work
+    (tmp_path / "base").mkdir()
+    rows = torch.arange(40.0).reshape(10, 4)
+    save_file(
+        {"model.embed_tokens.weight": rows, "model.norm.weight": rows[0].clone()},
+        tmp_path / "base" / "model.safetensors",
+    )
+    (tmp_path / "base" / "mvtrain.json").write_text(json.dumps({"tags": {"<Path>": 7, "</Path>": 9}}))
+    for name in plan.ABLATIONS:
+        models.ablation(found, name)
+    assert set(trained) == set(plan.ABLATIONS)
+    _, start, tokens, sequential, parallel, flags = trained["reference"][0]
+    assert (tokens, flags, sequential) == (None, [], parallel) and start == str(tmp_path / "base")
+    changed = {name: [a != b for a, b in zip(args, trained["reference"][0], strict=True)]
+               for name, (args, _) in trained.items()}  # fmt: skip
+    assert changed == {
+        "reference": [False] * 6,
+        "original": [False] * 5 + [True],
+        "causal": [False] * 5 + [True],
+        "parallel_only": [False, False, True, True, False, True],  # and as many tokens
+        "same_rows": [False, True, False, False, False, False],
+        "fast_rows": [False] * 5 + [True],
+    }
+    after = load_file(tmp_path / "base_same_rows" / "model.safetensors")
+    expected = rows.clone()
+    expected[[7, 9]] = rows[:7].mean(dim=0)
+    assert torch.equal(after["model.embed_tokens.weight"], expected)
+    assert torch.equal(after["model.norm.weight"], rows[0])
+
+
+def test_transfer_takes_as_many_examples_as_it_says(work):
+    from reproduction import models
+
+    found, trained = work
+    models.transfer(found, 70)
+    _, kwargs = trained["transfer_70"]
+    assert kwargs["parallel"] == ["mixed_70", "sat_70"] and "sequential" not in kwargs
 
 
 def test_a_line_and_an_exponential_are_told_apart():

@@ -49,7 +49,7 @@ QUICK = Size(
 SMOKE = Size(
     name="smoke", copying=100, copying_tokens=6000, easy={"mixed": 60, "sat": 20}, base_tokens=6000,
     tuning={"mixed": 10, "sat": 4}, few={"mixed": 5, "sat": 2}, test={"mixed": 4, "sat": 2}, growth=1,
-    transfer=(), ablations=("causal",), timed=1, batches=(1, 2), max_tokens=64,
+    transfer=(), ablations=(), timed=1, batches=(1, 2), max_tokens=64,
 )  # fmt: skip
 CORE = replace(FULL, name="core", transfer=(), ablations=())
 """What another seed has to show: everything that is claimed, without ablations and transfer."""

@@ -21,7 +21,7 @@ def test_the_whole_chain_at_its_smallest(tmp_path):
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     page = (tmp_path / "docs" / "reproduction.md").read_text()
     assert page == (tmp_path / "r" / "reproduction.md").read_text().replace("(images/", "(images/reproduction/")
-    for title in ("What holds", "Accuracy (table 2)", "Time (figure 8)", "What matters", "What it took"):
+    for title in ("What holds", "Accuracy (table 2)", "Time (figure 8)", "What it took"):
         assert f"## {title}\n" in page
     for name in ("budgets", "growth", "latency", "batches"):
         assert (tmp_path / "docs" / "images" / "reproduction" / f"{name}.svg").read_text().count("<path") > 10
