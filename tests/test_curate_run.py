@@ -543,7 +543,7 @@ def test_mistakes_are_one_line_and_leave_nothing(flags, said, chains, tmp_path, 
 
 def test_rows_that_cannot_be_read_are_rejected(chains, settings, tmp_path):
     lines = chains.read_text().splitlines()[:2]
-    empty = json.loads(lines[0]) | {"deepseek_thinking_trajectory": ""}
+    empty = json.loads(lines[0]) | {"deepseek_thinking_trajectory": "", "scores": [0.5, float("nan")]}
     tagged = json.loads(lines[1]) | {"deepseek_thinking_trajectory": "a <Path> b"}
     chains.write_text("\n".join([lines[0], "{not json", json.dumps(empty), json.dumps(tagged)]) + "\n")
     with ChatServer(curate_model.competent) as server:
@@ -552,7 +552,7 @@ def test_rows_that_cannot_be_read_are_rejected(chains, settings, tmp_path):
     assert [row["row"] for row in rejected] == [2, 3, 4] and {row["stage"] for row in rejected} == {"source"}
     assert "the chain has <Path> in it" in rejected[2]["reasons"][0]
     assert "row 2" in rejected[0]["reasons"][0] and "not JSON" in rejected[0]["reasons"][0]
-    assert [row["source_row"] for row in rejected] == ["{not json", empty, tagged]
+    assert [row["source_row"] for row in rejected] == ["{not json", empty | {"scores": [0.5, None]}, tagged]
     assert len(read(tmp_path / "out" / "traces.jsonl")) == 1
 
 

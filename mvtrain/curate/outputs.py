@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -123,8 +124,17 @@ def rejected_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "deepseek_thinking_trajectory": source["chain"],
         "deepseek_attempt": source["answer"],
         "answer": source["reference"],
-        "source_row": source["row"],
+        "source_row": _finite(source["row"]),
     }
+
+
+def _finite(value: Any) -> Any:
+    """Python reads and writes NaN in JSON; nobody else reads it."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(stream: TextIO, row: Mapping[str, Any]) -> None:
