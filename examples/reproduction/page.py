@@ -70,14 +70,18 @@ def _shown(difficulties: Mapping[str, Any]) -> str:
 
 
 def _claims(results: Results, others: Sequence[Results]) -> str:
-    columns = [f"seed {run['seed']}" for run in (results, *others)]
-    found = [claims(run) for run in (results, *others)]
+    runs = (results, *others)
+    names = [name for run in runs for name in (f"found (seed {run['seed']})", "holds")]
     rows = [
-        [first.source, first.text, first.found, *(VERDICTS[claim.holds] for claim in row)]
-        for first, *rest in zip(*found, strict=True)
-        for row in [(first, *rest)]
+        [row[0].source, row[0].text, *(cell for claim in row for cell in (claim.found, VERDICTS[claim.holds]))]
+        for row in zip(*(claims(run) for run in runs), strict=True)
     ]
-    return "## What holds\n\n" + table(["of the paper", "claim", f"found ({columns[0]})", *columns], rows)
+    made = "".join(
+        f"\n\nSeed {run['seed']}, another model on other problems: `{run['command']}`, "
+        f"{sum(run['minutes'].values()):.0f} minutes. All tables and plots below are of seed {results['seed']}."
+        for run in others
+    )
+    return "## What holds\n\n" + table(["of the paper", "claim", *names], rows) + made
 
 
 def _table_2(results: Results) -> str:
