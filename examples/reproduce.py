@@ -26,6 +26,7 @@ from reproduction import experiments, models
 from reproduction.models import Work
 from reproduction.plan import SIZES
 
+from mvtrain.folders import write_whole
 from mvtrain.provenance import processor
 
 
@@ -88,7 +89,7 @@ def reproduce(work: Work) -> dict[str, Any]:
     results = {
         "size": work.size.name,
         "seed": work.seed,
-        "command": f"python examples/reproduce.py --size {work.size.name} --seed {work.seed}",
+        "command": f"python examples/reproduce.py --size {work.size.name} --seed {work.seed} --out {work.out}",
         "machine": processor(),
         "date": str(date.today()),
         "table_2": clock("accuracy", lambda: experiments.table_2(work)),
@@ -107,7 +108,7 @@ def reproduce(work: Work) -> dict[str, Any]:
     results["minutes"] = clock.minutes
     results["commands"] = (work.out / "commands.txt").read_text(encoding="utf-8").splitlines()
     text = json.dumps(results, indent=1)
-    (work.out / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(work.out / "results.json", text + "\n")
     return json.loads(text)
 
 
@@ -122,7 +123,7 @@ class Clock:
         began = time.monotonic()
         result = step()
         self.minutes[name] = self.minutes.get(name, 0.0) + (time.monotonic() - began) / 60
-        self.file.write_text(json.dumps(self.minutes, indent=1) + "\n", encoding="utf-8")
+        write_whole(self.file, json.dumps(self.minutes, indent=1) + "\n")
         return result
 
 

@@ -12,7 +12,7 @@ MANIFEST_NAME = "mvtrain.json"
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of the checkpoint in `folder`, or None where it has none.
 
-    The keys that training and generation need are `scheme` ("isolated" or "original") and `tags` (tag -> id).
+    The keys that training and generation need are `scheme` (isolated, original or causal) and `tags` (tag -> id).
     Raises ValueError where the file is there but cannot be what `mvtrain convert` writes.
     """
     file = Path(folder) / MANIFEST_NAME

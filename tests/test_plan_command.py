@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +190,18 @@ def test_given_tokens_end_where_the_recipe_does(recipe, capsys):
     assert steps_and_tokens("--max_steps", "10") == (10, 10 * 4 * 1300)
     assert steps_and_tokens("--max_steps", "9999") == (2500, 13_000_000)
     assert steps_and_tokens("--data.max_tokens", "5201") == (2, 5201)
+
+
+@pytest.mark.parametrize("told", ["recipe", "checkpoint"])
+def test_the_stock_mask_is_trained_with_but_not_evaluated(recipe, told):
+    """Whether the recipe says so, or the checkpoint that an earlier training has left."""
+    config = parse(recipe)
+    manifest = Path(config.model) / "mvtrain.json"
+    if told == "recipe":
+        config = config.model_copy(update={"scheme": "causal"})
+    else:
+        manifest.write_text(json.dumps({"scheme": "causal", "tags": {}}))
+    assert make_plan(config, 1).scheme == "causal"
+    evaluating = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"every_steps": 1})})
+    with pytest.raises(ValueError, match="scheme causal runs no paths"):
+        make_plan(evaluating, 1)

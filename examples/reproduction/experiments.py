@@ -8,6 +8,7 @@ from typing import Any
 
 from commands import run
 
+from mvtrain.folders import write_whole
 from reproduction.models import Work
 from reproduction.plan import GROWTH, TESTED
 
@@ -73,5 +74,5 @@ def speed(work: Work) -> Results:
 
         found = {"alone": measure.alone(work), "in_batches": measure.in_batches(work)}
         found["parameters"] = measure.num_parameters(work)
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(found, indent=1) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))

@@ -143,13 +143,15 @@ FAST = "3.0e-2"
 def same_rows(base: Path, out: Path) -> Path:
     """A copy of a converted checkpoint whose tags all begin as the mean of all rows, instead of their names' rows."""
     if not out.exists():
-        shutil.copytree(base, out)
+        part = out.with_name(f"{out.name}.part")
+        shutil.copytree(base, part, dirs_exist_ok=True)
         tags = list(json.loads((base / "mvtrain.json").read_text(encoding="utf-8"))["tags"].values())
-        weights = load_file(out / "model.safetensors")
+        weights = load_file(part / "model.safetensors")
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in weights:
                 weights[name][tags] = weights[name][: min(tags)].mean(dim=0)
-        save_file(weights, out / "model.safetensors", {"format": "pt"})
+        save_file(weights, part / "model.safetensors", {"format": "pt"})
+        part.rename(out)  # whole, or not there
     return out
 
 

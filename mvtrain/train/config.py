@@ -167,12 +167,6 @@ class TrainConfig(_Group):
             raise ValueError(f"no checkpoint in {value}; make one with `mvtrain convert SOURCE {value}`")
         return value
 
-    @model_validator(mode="after")
-    def _can_be_evaluated(self) -> TrainConfig:
-        if self.scheme == "causal" and self.evaluate.every_steps:
-            raise ValueError("scheme causal cannot generate in parallel: evaluate it later, with --scheme isolated")
-        return self
-
     @field_validator("output_dir")
     @classmethod
     def _output_dir_is_no_file(cls, value: str) -> str:

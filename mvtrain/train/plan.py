@@ -96,7 +96,8 @@ def make_plan(config: TrainConfig, world_size: int, packs_per_step: int | None =
     """Read the sources and plan the steps; `packs_per_step` overrides the recipe's, for a run that goes on.
 
     Raises:
-        ValueError: no tags in the tokenizer, a malformed row (with `data.malformed: error`), or nothing to train on.
+        ValueError: no tags in the tokenizer, a malformed row (with `data.malformed: error`), nothing to train on, or
+            evaluations that the scheme cannot have.
     """
     from transformers import AutoTokenizer
 
@@ -105,6 +106,10 @@ def make_plan(config: TrainConfig, world_size: int, packs_per_step: int | None =
     tags = TagIds.from_tokenizer(tokenizer)
     manifest = read_manifest(config.model) or {}
     scheme = config.scheme or manifest.get("scheme", "isolated")
+    if scheme == "causal" and config.evaluate.every_steps:
+        raise ValueError(
+            "evaluate.every_steps: scheme causal runs no paths; set it to 0, and evaluate later with --scheme isolated"
+        )
     examples, reports, num_sequential = _read_examples(config, tokenizer)
     costs = [Layout.from_ids(example.input_ids, tags, scheme).num_visible_pairs for example in examples]
     steps = plan_steps(
