@@ -276,6 +276,34 @@ def test_paths_that_are_too_far_away_together_are_asked_for_again(chains, settin
     assert len(read(tmp_path / "out" / "traces.jsonl")) == (not stubborn)
 
 
+def test_a_bad_answer_about_one_text_counts_for_that_text_alone(chains, settings, tmp_path):
+    """Prose about the first text is nothing that was said of the second: that is asked about from the beginning."""
+    chains.write_text(json.dumps(AREAS.row()) + "\n")
+
+    def play(request: dict) -> str:
+        stage, prompt = curate_model.stage_of(request), request["messages"][0]["content"]
+        is_told = curate_model.num_complaints(request) > 0
+        if stage == "independence" and "half of 8" in prompt:
+            unknown = ["the 60"] if "Knowing the first" in prompt else []
+            return json.dumps({"unknown": unknown}) if is_told else "Let me think about it."
+        answer = curate_model.competent(request)
+        return (
+            f"Knowing the first, {answer}" if stage == "rewrite" and "half of 8" in answer and not is_told else answer
+        )
+
+    settings.write_text("model: played\nlimit: 0.3\ntries: 2\n")
+    with ChatServer(play) as server:
+        assert curate(chains, tmp_path / "out", server, settings) == 0
+        judged = [seen.body for seen in server.requests if curate_model.stage_of(seen.body) == "independence"]
+    told = [
+        ("Knowing the first" in request["messages"][0]["content"], curate_model.num_complaints(request))
+        for request in judged
+        if "half of 8" in request["messages"][0]["content"]
+    ]
+    assert told == [(True, 0), (True, 1), (False, 0), (False, 1)]
+    assert len(read(tmp_path / "out" / "traces.jsonl")) == 1
+
+
 def test_nobody_is_asked_where_that_is_not_wanted(chains, settings, tmp_path):
     with ChatServer(curate_model.competent) as server:
         assert curate(chains, tmp_path / "out", server, settings, "--no-judge") == 0
