@@ -43,13 +43,12 @@ async def rewrite_paths(draft: Draft, dialogue: Dialogue, prompts: Prompts, limi
         left = iter(texts)
         blocks = [replace(frame, paths=tuple(next(left) for _ in frame.block.paths)) for frame in draft.blocks]
         draft = replace(draft, blocks=tuple(blocks))
-        away = trace.distance_of(draft)
         originals = [with_places(frame.block.paths[number - 1], draft) for frame, number in jobs]
         keys = [
             f"{NAME} {_key(*job)}" for job, text, original in zip(jobs, texts, originals, strict=True)
             if normal(text) != normal(original)
         ]  # fmt: skip
-        if away <= limit or not keys:
+        if not keys or (away := trace.distance_of(draft)) <= limit:
             return draft
         together = Complaint("content", f"all texts together are {away:.0%} away from the chain, at most {limit:.0%}")
         for key in keys:
