@@ -8,7 +8,7 @@ PIP_OPTIONS ?=
 # Tests that run side by side.
 WORKERS ?= 2
 
-.PHONY: setup test test-gpu quickstart reproduce reproduce-quick lint clean
+.PHONY: setup test test-gpu quickstart reproduce reproduce-quick reproduce-docs lint clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ reproduce: $(STAMP)
 
 reproduce-quick: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --quick --out runs/reproduction-quick
+
+# Two seeds, and docs/reproduction.md of both.
+reproduce-docs: reproduce
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --size core --seed 1 --out runs/reproduction-1
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/reproduce.py --out runs/reproduction --beside runs/reproduction-1 --docs docs
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder

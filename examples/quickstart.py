@@ -28,7 +28,7 @@ FORMS = ("parallel", "sequential")
 def main() -> int:
     args = _arguments()
     start = time.time()
-    out = Path(args.out)
+    out = Path(args.out).absolute()  # the commands run at the project's root
     out.mkdir(parents=True, exist_ok=True)
     is_whole = not any((out / form / "export").exists() for form in FORMS)
     convert(out)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -76,8 +78,9 @@ def make_checkpoint(folder: str, width: int, layers: int, heads: int, head_width
         eos_token_id=tokenizer.eos_token_id,
     )
     model = Qwen3ForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with _config_last(Path(folder)) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     print(f"wrote {folder}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
 
 
@@ -89,11 +92,25 @@ def remove_tags(trained: str, original: str, folder: str) -> None:
     for name, weight in before.state_dict().items():
         assert state[name].shape[1:] == weight.shape[1:], f"{name}: {tuple(state[name].shape)} in {trained}"
         before.state_dict()[name].copy_(state[name][:rows] if len(state[name]) > len(weight) else state[name])
-    before.save_pretrained(folder)
-    for file in Path(original).glob("*"):
-        if not (Path(folder) / file.name).exists() and file.suffix != ".safetensors":
-            shutil.copy(file, folder)
+    with _config_last(Path(folder)) as part:
+        before.save_pretrained(part)
+        for file in Path(original).glob("*"):
+            if not (part / file.name).exists() and file.suffix != ".safetensors":
+                shutil.copy(file, part)
     print(f"wrote {folder}: {rows} rows, without tags")
+
+
+@contextmanager
+def _config_last(folder: Path) -> Iterator[Path]:
+    """A place to write a checkpoint into, whose files then move to `folder`: one that has a config.json is whole."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    folder.mkdir(exist_ok=True)
+    for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(folder / file.name)
+    part.rmdir()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -179,6 +179,19 @@ def test_seeds_repeat_themselves_and_folds_share_nothing(task):
     assert {fold_of(problem) for problem in problems(task, 20, NUM_FOLDS + 3)} == {3}
 
 
+@pytest.mark.parametrize("variables", [2, 3])
+def test_folds_of_sat_share_no_formula_however_it_is_told(variables):
+    def formula(question):
+        needs = re.findall(r"(\S+): (\S+) \1; (and|or)-(\S+)", question.partition("needs: ")[2])
+        assert len(needs) == 2 * (variables - 1)
+        return frozenset((key, word, frozenset((first, second))) for key, first, word, second in needs)
+
+    drawn = [{p.question for p in problems("sat", 400, seed, variables)} for seed in range(NUM_FOLDS)]
+    formulas = [{formula(question) for question in questions} for questions in drawn]
+    assert all(len(told) > len(found) for told, found in zip(drawn, formulas, strict=True))  # some are told twice
+    assert sum(map(len, formulas)) == len(set().union(*formulas))
+
+
 def test_the_command_writes_a_task(tmp_path):
     out = tmp_path / "x.jsonl"
     assert main(["prepare", "synthetic", str(out), "--task", "sat", "--difficulty", "2-3", "--count", "9"]) == 0

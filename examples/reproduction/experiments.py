@@ -45,6 +45,21 @@ def in_parallel(work: Work, name: str) -> Results:
     return evaluate(work, name, [f"test_{task}" for task in TESTED], "parallel", "--no-report", *scheme)
 
 
+def kinds(work: Work, name: str) -> list[Results]:
+    """Of a model's answers to `mixed`, by mode and kind of problem: how many, how many right, well-formed in blocks."""
+    lines = (work.out / "evaluate" / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    found: dict[tuple[str, str], Results] = {}
+    for row in map(json.loads, lines):
+        if row["task"] != "test_mixed":
+            continue
+        mode, kind = row["mode"], row["meta"]["kind"]
+        counts = found.setdefault((mode, kind), {"mode": mode, "kind": kind, "problems": 0, "right": 0, "in_blocks": 0})
+        counts["problems"] += 1
+        counts["right"] += row["correct"] is True
+        counts["in_blocks"] += row["num_blocks"] > 0 and row["well_formed"]
+    return [found[key] for key in sorted(found)]
+
+
 def evaluate(work: Work, name: str, tasks: Sequence[str], modes: str, *flags: str, run_name: str = "") -> Results:
     """The results of one command; what an earlier run of it has answered is not asked again."""
     command = ["mvtrain", "evaluate", str(work.model(name))]
@@ -56,14 +71,10 @@ def evaluate(work: Work, name: str, tasks: Sequence[str], modes: str, *flags: st
 
 
 def difference(work: Work, a: str, b: str) -> list[dict[str, Any]]:
-    """By task: accuracy of run b less that of run a, on the same problems, with its interval."""
+    """By task: accuracy of run b less that of run a, on the same problems, with its interval. A run is `MODEL:MODE`."""
     folders = [str(work.out / "evaluate" / run_name) for run_name in (a, b)]
     told = run("mvtrain", "evaluate", "compare", *folders, "--json", capture=True)
     return json.loads(told.strip().splitlines()[-1])["comparisons"]
-
-
-def transferred(work: Work, num_examples: int) -> Results:
-    return in_parallel(work, f"transfer_{num_examples}")
 
 
 def speed(work: Work) -> Results:

@@ -25,6 +25,8 @@ class Work:
     out: Path
     size: Size
     seed: int = 0
+    held_out: str = "test"
+    """Which problems the models answer: `test`, or `validate` to choose sizes and rates on."""
 
     def file(self, name: str) -> Path:
         return self.out / "data" / f"{name}.jsonl"
@@ -42,9 +44,9 @@ def prepare(work: Work) -> None:
         _problems(work, f"{task}_plain", task, size.easy[task], EASY[task], "train", "--plain")
         _problems(work, task, task, size.tuning[task], HARD[task], "tune")
         _problems(work, _few(task), task, size.few[task], HARD[task], "tune")
-        _problems(work, f"test_{task}", task, size.test[task], TESTED[task], "test")
+        _problems(work, f"test_{task}", task, size.test[task], TESTED[task], work.held_out)
     for variables in GROWTH:
-        _problems(work, f"test_sat_{variables}", "sat", size.growth, variables, "test")
+        _problems(work, f"test_sat_{variables}", "sat", size.growth, variables, work.held_out)
 
 
 def _problems(work: Work, name: str, task: str, count: int, difficulty: str | int, part: str, *flags: str) -> None:
@@ -156,11 +158,10 @@ def same_rows(base: Path, out: Path) -> Path:
 
 
 def transfer(work: Work, num_examples: int) -> None:
-    """Traces alone, each seen once."""
-    names = []
-    for task, count in work.size.tuning.items():
-        share = max(1, round(num_examples * count / sum(work.size.tuning.values())))
+    """As `reference`, of fewer examples yet, in its proportion of tasks."""
+    names, few = [], work.size.few
+    for task, count in few.items():
         names.append(f"{task}_{num_examples}")
+        share = round(num_examples * count / sum(few.values()))
         _problems(work, names[-1], task, share, HARD[task], "tune")
-    flags = [*ALONE, "--warmup_ratio", "0.1"]
-    train(work, f"transfer_{num_examples}", TUNING, str(work.model("base")), parallel=names, flags=flags)
+    train(work, f"transfer_{num_examples}", TUNING, str(work.model("base")), sequential=names, parallel=names)

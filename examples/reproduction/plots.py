@@ -13,29 +13,27 @@ matplotlib.rcParams["svg.hashsalt"] = "mvtrain"
 
 from matplotlib import pyplot  # noqa: E402
 
-from reproduction.claims import budget_curves, group, interval, lengths  # noqa: E402
-from reproduction.plan import TESTED  # noqa: E402
+from reproduction.claims import budget_curves, group, in_blocks, interval, lengths, share, tasks_of, transfer_points  # noqa: E402
 
 Results = Mapping[str, Any]
 
 
-def draw(results: Results, folder: Path) -> list[str]:
-    """Names of the files that were written."""
+def draw(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plots = {"budgets": _budgets, "growth": _growth, "latency": _latency, "batches": _batches}
-    if results["transfer"]:
+    if transfer_points(results):
         plots["transfer"] = _transfer
     for name, plot in plots.items():
         figure = plot(results)
         figure.tight_layout()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
-    return list(plots)
 
 
 def _budgets(results: Results) -> Any:
-    figure, all_axes = pyplot.subplots(1, len(TESTED), figsize=(9, 3.5))
-    for axes, task in zip(all_axes, TESTED, strict=True):
+    tasks = tasks_of(results)
+    figure, all_axes = pyplot.subplots(1, len(tasks), figsize=(9, 3.5))
+    for axes, task in zip(all_axes, tasks, strict=True):
         for name, points in budget_curves(results, task).items():
             x = [point["budget"] for point in points]
             (line,) = axes.plot(x, [point["accuracy"]["value"] for point in points], marker="o", label=name)
@@ -98,13 +96,13 @@ def _batches(results: Results) -> Any:
 
 def _transfer(results: Results) -> Any:
     figure, axes = pyplot.subplots(figsize=(5, 3.5))
-    x = [int(count) for count in results["transfer"]]
-    for task in TESTED:
-        for measure, style in (("avg", "-"), ("well_formed", ":")):
-            values = [group(run, f"test_{task}", "parallel")[measure] for run in results["transfer"].values()]
-            label = f"{task}: {'right' if measure == 'avg' else 'well formed'}"
-            axes.plot(x, [value["value"] for value in values], style, marker="o", label=label)
-    axes.set(xscale="log", xlabel="parallel examples seen, once each", ylabel="share of answers")
-    _ticks(axes, x)
+    found = transfer_points(results)
+    for task in tasks_of(results):
+        right = [group(run, f"test_{task}", "parallel")["avg"] for run, _ in found.values()]
+        blocks = [share(*in_blocks(results, name, task)) for _, name in found.values()]
+        for values, style, what in ((right, "-", "right"), (blocks, ":", "in blocks")):
+            axes.plot(list(found), [value["value"] for value in values], style, marker="o", label=f"{task}: {what}")
+    axes.set(xscale="log", xlabel="examples", ylabel="share of answers")
+    _ticks(axes, list(found))
     axes.legend(fontsize=8)
     return figure

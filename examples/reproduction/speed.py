@@ -40,44 +40,41 @@ def alone(work: Work) -> list[dict[str, float]]:
     names = ["test_mixed", *(f"test_sat_{variables}" for variables in GROWTH)]
     rows = []
     for question in questions_of(work, names, work.size.timed):
-        turns = [
-            (_timed(work, engine, [question], True), _timed(work, engine, [question], False)) for _ in range(TURNS)
-        ]
-        parallel, sequential = (statistics.median(t[k]["seconds_per_token"] for t in turns) for k in (0, 1))
-        rows.append(
-            {
-                "parallelism": turns[0][0]["parallelism"],
-                "ms_per_token": 1e3 * parallel,
-                "ms_per_token_sequential": 1e3 * sequential,
-                "speed_up": sequential / parallel,
-            }
-        )
+        found = _in_turns(work, engine, [question])
+        parallel, sequential = (1e3 / found.pop(f"tokens_per_second{mode}") for mode in ("", "_sequential"))
+        rows.append({**found, "ms_per_token": parallel, "ms_per_token_sequential": sequential})
     return rows
 
 
 def in_batches(work: Work) -> list[dict[str, float]]:
-    """Batches of problems (figure 8b): tokens a second in parallel, in sequence, and of transformers' `generate`."""
+    """Batches of problems (figure 8b): tokens a second in parallel, in sequence, and of transformers' `generate`.
+
+    All are problems of one size, so that rows differ in the batch alone.
+    """
     folder, rows = str(work.model("multiverse")), []
     stock = AutoModelForCausalLM.from_pretrained(folder).eval()
-    names = [f"test_sat_{variables}" for variables in GROWTH]
-    few = questions_of(work, names, max(work.size.batches))
+    few = questions_of(work, ["test_sat"], max(work.size.batches))
     for batch in work.size.batches:
         questions = (few * -(-batch // len(few)))[:batch]
         engine = Engine.from_pretrained(folder, max_batch=batch)
-        turns = [[_timed(work, engine, questions, True), _timed(work, engine, questions, False)] for _ in range(TURNS)]
         theirs = statistics.median(_stock_tokens_per_second(work, stock, engine, questions) for _ in range(TURNS))
-        parallel, sequential = (1 / statistics.median(t[k]["seconds_per_token"] for t in turns) for k in (0, 1))
-        rows.append(
-            {
-                "batch": batch,
-                "parallelism": turns[0][0]["parallelism"],
-                "tokens_per_second": parallel,
-                "tokens_per_second_sequential": sequential,
-                "tokens_per_second_transformers": theirs,
-                "speed_up": parallel / sequential,
-            }
-        )
+        found = _in_turns(work, engine, questions)
+        rows.append({"batch": batch, **found, "tokens_per_second_transformers": theirs})
     return rows
+
+
+def _in_turns(work: Work, engine: Engine, questions: Sequence[str]) -> dict[str, float]:
+    """Medians of tokens a second in both modes and of their ratio, with the least and the most of the ratio."""
+    turns = [[_timed(work, engine, questions, parallel) for parallel in (True, False)] for _ in range(TURNS)]
+    ratios = [ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in turns]
+    return {
+        "parallelism": turns[0][0]["parallelism"],
+        "tokens_per_second": statistics.median(ours["tokens_per_second"] for ours, _ in turns),
+        "tokens_per_second_sequential": statistics.median(theirs["tokens_per_second"] for _, theirs in turns),
+        "speed_up": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+    }
 
 
 def _timed(work: Work, engine: Engine, questions: Sequence[str], parallel: bool) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def _timed(work: Work, engine: Engine, questions: Sequence[str], parallel: bool)
     seconds = time.perf_counter() - began
     num_tokens = sum(completion.num_generated for completion in done)
     path = sum(completion.critical_path for completion in done)
-    return {"seconds_per_token": seconds / num_tokens, "parallelism": num_tokens / path}
+    return {"tokens_per_second": num_tokens / seconds, "parallelism": num_tokens / path}
 
 
 @torch.no_grad()

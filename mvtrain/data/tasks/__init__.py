@@ -5,7 +5,7 @@ share `steps.py` (a chain and a trace of one content) and `ways.py` (roads that 
 small models: every word, label and key is one token of a tokenizer that cuts at spaces, and every step copies what
 stands in view or looks up a bit.
 
-A problem belongs to one of `NUM_FOLDS` folds by a hash of its question, and a seed draws from the fold
+A problem belongs to one of `NUM_FOLDS` folds by a hash of what it asks, and a seed draws from the fold
 `seed % NUM_FOLDS`: seeds that differ modulo `NUM_FOLDS` never share a problem, however small the task is.
 """
 
@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mvtrain.data.tasks import collective, copying, mixed, sat, selective
+from mvtrain.data.tasks import collective, copying, mixed, sat, selective, ways
 from mvtrain.data.tasks.steps import TaskProblem
 
 NUM_FOLDS = 4
@@ -37,9 +37,9 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "sat": Task(sat.draw, "variables of the formula", 3, sat.MIN_VARIABLES, sat.MAX_VARIABLES),
-    "collective": Task(collective.draw, "independent ways, all of which are asked for", 4, 2, 6),
-    "selective": Task(selective.draw, "ways, of which one leads home", 4, 2, 6),
-    "mixed": Task(mixed.draw, "ways, or legs of a single way without any parallelism", 4, 2, 6),
+    "collective": Task(collective.draw, "independent ways, all of which are asked for", 4, 2, ways.MAX_WAYS),
+    "selective": Task(selective.draw, "ways, of which one leads home", 4, 2, ways.MAX_WAYS),
+    "mixed": Task(mixed.draw, "ways, or legs of a single way without any parallelism", 4, 2, ways.MAX_WAYS),
     "copying": Task(copying.draw, "words", 12, 4, 24),
 }
 
@@ -76,8 +76,8 @@ def difficulty_range(task: str, difficulty: int | tuple[int, int] | None) -> tup
 
 
 def fold_of(problem: TaskProblem) -> int:
-    """Which fold a problem belongs to: a function of its question alone."""
-    return int.from_bytes(hashlib.sha256(problem.question.encode()).digest()[:8], "big") % NUM_FOLDS
+    """Which fold a problem belongs to: a function of what is asked, however it is told."""
+    return int.from_bytes(hashlib.sha256(problem.identity.encode()).digest()[:8], "big") % NUM_FOLDS
 
 
 def _draw_of_fold(task: Task, source: random.Random, fold: int, difficulty: int) -> TaskProblem:

@@ -57,7 +57,14 @@ def draw(source: random.Random, num_variables: int) -> TaskProblem:
     )
     tree = _Cases(num_variables, needs)
     root = tree.split((), "", True)
-    return TaskProblem.of(question, ANSWERS[tree.results["1"], tree.results["2"]], [root], "sat", num_variables)
+    answer = ANSWERS[tree.results["1"], tree.results["2"]]
+    return TaskProblem.of(question, answer, [root], "sat", num_variables, _identity(needs))
+
+
+def _identity(needs: Needs) -> str:
+    """The formula in one order, whichever way round the question tells the needs and the halves of each."""
+    told = {literal: sorted((word(need.first), word(need.second))) for literal, need in needs.items()}
+    return repr(sorted((literal, needs[literal].both, halves) for literal, halves in told.items()))
 
 
 def word(literal: Literal) -> str:

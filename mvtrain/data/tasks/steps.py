@@ -43,10 +43,15 @@ class TaskProblem:
     kind: str
     """What sort of problem it is, `sat` or `selective` for instance."""
     difficulty: int
+    identity: str
+    """The same for two problems that differ only in the order in which the question tells things."""
 
     @classmethod
-    def of(cls, question: str, answer: str, steps: Steps, kind: str, difficulty: int) -> TaskProblem:
-        return cls(question, answer, chain(steps), trace(steps), kind, difficulty)
+    def of(
+        cls, question: str, answer: str, steps: Steps, kind: str, difficulty: int, identity: str = ""
+    ) -> TaskProblem:
+        """`identity` is the question where none is given."""
+        return cls(question, answer, chain(steps), trace(steps), kind, difficulty, identity or question)
 
     def row(self, id: str) -> dict[str, str | int]:
         """With the column names of the public data sets. The spaces in the box make the answer's words usual ones."""

@@ -19,6 +19,8 @@ NUM_NAMES = 24
 """Few, so that a small model meets each of them often; all of them at the highest difficulty."""
 NUM_PLACES = (2, 4)
 """On one way: between the lowest and the highest number, drawn."""
+MAX_WAYS = NUM_NAMES // NUM_PLACES[1]
+"""No place stands on two ways."""
 
 Way = tuple[str, ...]
 """The places from the start on, and at last the end."""
