@@ -34,6 +34,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 MAX_VARIABLES = 6
+"""Of `sat`. There is a word for each case, so the number of words doubles with every further variable."""
 NUM_READ = 1000
 """Problems per task that are read for their words; the rarest word stands in one of about 30."""
 

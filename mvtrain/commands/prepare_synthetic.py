@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mvtrain.data import tasks
 from mvtrain.folders import whole_file
 from mvtrain.prompt import response_text
 
 TRAVELLERS = "travellers"
-TASKS = (TRAVELLERS, "sat", "collective", "selective", "mixed", "copying")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="JSONL file to write")
-    parser.add_argument("--task", choices=TASKS, default=TRAVELLERS, help=f"which problems (default {TRAVELLERS})")
+    parser.add_argument("--task", choices=(TRAVELLERS, *tasks.TASKS), default=TRAVELLERS, help=f"which problems (default {TRAVELLERS})")
     parser.add_argument("--difficulty", metavar="D",
         help="a number, or a range as 2-5: variables of sat, words of copying, ways of the others")  # fmt: skip
     parser.add_argument("--plain", action="store_true",
@@ -55,8 +55,6 @@ def _problems(args: argparse.Namespace) -> Iterable[Any]:
         if args.difficulty is not None:
             raise ValueError(f"--difficulty {args.difficulty}: {TRAVELLERS} have none; give another --task")
         return problems(args.count, args.seed)
-    from mvtrain.data import tasks
-
     difficulty = _difficulty(args.difficulty)
     tasks.difficulty_range(args.task, difficulty)
     return tasks.problems(args.task, args.count, args.seed, difficulty)
