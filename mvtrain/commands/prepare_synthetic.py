@@ -17,7 +17,8 @@ TRAVELLERS = "travellers"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="JSONL file to write")
-    parser.add_argument("--task", choices=(TRAVELLERS, *tasks.TASKS), default=TRAVELLERS, help=f"which problems (default {TRAVELLERS})")
+    parser.add_argument("--task", choices=(TRAVELLERS, *tasks.TASKS), default=TRAVELLERS,
+        help=f"which problems (default {TRAVELLERS})")  # fmt: skip
     parser.add_argument("--difficulty", metavar="D",
         help="a number, or a range as 2-5: variables of sat, words of copying, ways of the others")  # fmt: skip
     parser.add_argument("--plain", action="store_true",
