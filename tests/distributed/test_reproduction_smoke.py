@@ -10,13 +10,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def reproduce(out: Path, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "examples" / "reproduce.py"), "--out", str(out), *flags]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+def reproduce(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """Into `r` of a folder that is not the project's root."""
+    command = [sys.executable, str(ROOT / "examples" / "reproduce.py"), "--out", "r", *flags]
+    return subprocess.run(command, cwd=folder, text=True, capture_output=True)
 
 
 def test_the_whole_chain_at_its_smallest(tmp_path):
-    done = reproduce(tmp_path / "r", "--size", "smoke", "--docs", str(tmp_path / "docs"))
+    done = reproduce(tmp_path, "--size", "smoke", "--docs", "docs")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     page = (tmp_path / "docs" / "reproduction.md").read_text()
@@ -29,7 +30,7 @@ def test_the_whole_chain_at_its_smallest(tmp_path):
     log = [json.loads(line) for line in (tmp_path / "r" / "multiverse" / "log.jsonl").read_text().splitlines()]
     assert "phase 8" in log[-1]["phase"] and json.loads((tmp_path / "r" / "base" / "mvtrain.json").read_text())["tags"]
 
-    again = reproduce(tmp_path / "r", "--size", "smoke")
+    again = reproduce(tmp_path, "--size", "smoke")
     assert again.returncode == 0 and "is finished: only its page is written" in again.stdout
-    other = reproduce(tmp_path / "r", "--size", "smoke", "--seed", "1")
+    other = reproduce(tmp_path, "--size", "smoke", "--seed", "1")
     assert other.returncode == 1 and "give another --out" in other.stderr
