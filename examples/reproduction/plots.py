@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,17 @@ matplotlib.rcParams["svg.hashsalt"] = "mvtrain"
 
 from matplotlib import pyplot  # noqa: E402
 
-from reproduction.claims import budget_curves, group, in_blocks, interval, lengths, share, tasks_of, transfer_points  # noqa: E402
-
-Results = Mapping[str, Any]
+from reproduction.claims import (  # noqa: E402
+    Results,
+    budget_curves,
+    group,
+    in_blocks,
+    interval,
+    lengths,
+    share,
+    tasks_of,
+    transfer_points,
+)
 
 
 def draw(results: Results, folder: Path) -> None:
