@@ -12,7 +12,7 @@ from mvtrain.folders import write_whole
 from reproduction.models import Work
 from reproduction.plan import GROWTH, TESTED
 
-BUDGETS = (32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768)
+BUDGETS = (32, 48, 64, 72, 80, 96, 128, 160, 192, 256, 384, 512, 768)
 """Critical paths at which accuracy is compared."""
 BATCH = 50
 
