@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 record: Path | None = None
-"""Where every command is written down, once."""
+"""Where every command that has worked is written down, once."""
 
 
 def run(*command: str, capture: bool = False) -> str:
@@ -27,8 +27,6 @@ def run(*command: str, capture: bool = False) -> str:
     """
     line = as_typed(command)
     print(f"\n$ {line}", flush=True)
-    if record:
-        _write_down(line, record)
     start = time.time()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     program = shutil.which(command[0]) or str(Path(sys.executable).with_name(command[0]))
@@ -37,6 +35,8 @@ def run(*command: str, capture: bool = False) -> str:
     if done.returncode:
         raise SystemExit(f"this failed with status {done.returncode}, see its message above:\n  {line}")
     print(f"({time.time() - start:.0f} s)", flush=True)
+    if record:
+        _write_down(line, record)
     return done.stdout or ""
 
 

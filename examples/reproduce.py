@@ -75,7 +75,7 @@ def begin(out: Path, plan: dict[str, Any]) -> None:
     file = out / "plan.json"
     there = _read(file) if file.exists() else plan
     if there != plan:
-        differ = [name for name in plan if there.get(name) != plan[name]]
+        differ = [name for name in {**plan, **there} if there.get(name) != plan.get(name)]
         raise SystemExit(f"{out} was begun with another {', '.join(differ)} (plan.json there); give another --out")
     write_whole(file, json.dumps(plan, indent=1) + "\n")
 
@@ -95,26 +95,34 @@ def earlier(folder: Path) -> dict[str, Any]:
     if not file.exists():
         raise SystemExit(f"{folder} holds no finished run: there is no {RESULTS}; finish it first, with --out {folder}")
     results = _read(file)
-    if "plan" not in results:
+    if set(results.get("plan", {})) != set(as_told(SIZES["full"], 0, "test")) or "tokens" not in results:
         raise SystemExit(f"{file}: of another version of this program; run it again into an empty folder")
     return results
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SystemExit(f"{file}: not JSON ({error}); it is damaged, so remove it and start again") from None
+    if not isinstance(found, dict):
+        raise SystemExit(f"{file}: expected a JSON object; it is damaged, so remove it and start again")
+    return found
 
 
 def refuse_unlike(plan: dict[str, Any], others: list[dict[str, Any]]) -> None:
     """Runs stand beside each other where nothing but the seed, and what was left out, differs."""
+    left_out = ("name", "ablations", "transfer")
     seeds = [one["seed"] for one in (plan, *others)]
     if len(set(seeds)) < len(seeds):
         raise SystemExit(f"--beside: runs of the seeds {', '.join(map(str, seeds))}; expected another seed for each")
     for other in others:
-        if differ := [name for name in ("difficulties", "folds", "held_out") if other[name] != plan[name]]:
-            raise SystemExit(f"--beside: the run of seed {other['seed']} has another {', '.join(differ)}")
+        differ = [name for name in ("difficulties", "folds", "held_out") if other[name] != plan[name]]
+        sizes = [
+            name for name in plan["size"] if name not in left_out and other["size"].get(name) != plan["size"][name]
+        ]
+        if differ or sizes:
+            raise SystemExit(f"--beside: the run of seed {other['seed']} has another {', '.join(differ + sizes)}")
 
 
 def reproduce(work: Work, plan: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +161,8 @@ def reproduce(work: Work, plan: dict[str, Any]) -> dict[str, Any]:
     }
     names = ("base", "autoregressive", "multiverse", *results["few"])
     results["kinds"] = {name: experiments.kinds(work, name) for name in names}
+    results["tokens"] = {name: models.tokens_of(work, name) for name in names[1:]}
+    results["best_constant"] = {task: experiments.best_constant(work, task) for task in plan["difficulties"]["tested"]}
     results["minutes"] = clock.minutes
     results["commands"] = (work.out / "commands.txt").read_text(encoding="utf-8").splitlines()
     text = json.dumps(results, indent=1)
@@ -165,7 +175,7 @@ class Clock:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.minutes: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self.minutes: dict[str, float] = _read(file) if file.exists() else {}
 
     def __call__(self, name: str, step: Callable[[], Any]) -> Any:
         began = time.monotonic()

@@ -91,7 +91,9 @@ def remove_tags(trained: str, original: str, folder: str) -> None:
     state = AutoModelForCausalLM.from_pretrained(trained, dtype=before.dtype).state_dict()
     rows = before.config.vocab_size
     for name, weight in before.state_dict().items():
-        assert state[name].shape[1:] == weight.shape[1:], f"{name}: {tuple(state[name].shape)} in {trained}"
+        if state[name].shape[1:] != weight.shape[1:]:
+            there, here = tuple(state[name].shape), tuple(weight.shape)
+            raise SystemExit(f"{name} has shape {there} in {trained} and {here} in {original}: not of one model")
         before.state_dict()[name].copy_(state[name][:rows] if len(state[name]) > len(weight) else state[name])
     with _config_last(Path(folder)) as part:
         before.save_pretrained(part)

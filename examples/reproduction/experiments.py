@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,18 +47,26 @@ def in_parallel(work: Work, name: str) -> Results:
 
 
 def kinds(work: Work, name: str) -> list[Results]:
-    """Of a model's answers to `mixed`, by mode and kind of problem: how many, how many right, well-formed in blocks."""
+    """Of a model's answers, by task, mode and kind of problem: how many, how many right, well-formed in blocks."""
     lines = (work.out / "evaluate" / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    found: dict[tuple[str, str], Results] = {}
+    found: dict[tuple[str, ...], Results] = {}
     for row in map(json.loads, lines):
-        if row["task"] != "test_mixed":
-            continue
-        mode, kind = row["mode"], row["meta"]["kind"]
-        counts = found.setdefault((mode, kind), {"mode": mode, "kind": kind, "problems": 0, "right": 0, "in_blocks": 0})
+        key = (row["task"], row["mode"], row["meta"]["kind"])
+        counts = found.setdefault(
+            key,
+            {"task": key[0], "mode": key[1], "kind": key[2], "problems": 0, "right": 0, "in_blocks": 0},
+        )
         counts["problems"] += 1
         counts["right"] += row["correct"] is True
         counts["in_blocks"] += row["num_blocks"] > 0 and row["well_formed"]
     return [found[key] for key in sorted(found)]
+
+
+def best_constant(work: Work, task: str) -> float:
+    """How many of the held-out problems the same answer to all of them would get right, at best."""
+    lines = work.file(f"test_{task}").read_text(encoding="utf-8").splitlines()
+    answers = Counter(json.loads(line)["answer"] for line in lines)
+    return answers.most_common(1)[0][1] / len(lines)
 
 
 def evaluate(work: Work, name: str, tasks: Sequence[str], modes: str, *flags: str, run_name: str = "") -> Results:

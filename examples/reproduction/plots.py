@@ -109,7 +109,10 @@ def _transfer(results: Results) -> Any:
         right = [group(run, f"test_{task}", "parallel")["avg"] for run, _ in found.values()]
         blocks = [share(*in_blocks(results, name, task)) for _, name in found.values()]
         for values, style, what in ((right, "-", "right"), (blocks, ":", "in blocks")):
-            axes.plot(list(found), [value["value"] for value in values], style, marker="o", label=f"{task}: {what}")
+            shown = [value["value"] for value in values]
+            (line,) = axes.plot(list(found), shown, style, marker="o", label=f"{task}: {what}")
+            low, high = zip(*(interval(value) for value in values), strict=True)
+            axes.fill_between(list(found), low, high, color=line.get_color(), alpha=0.12)
     axes.set(xscale="log", xlabel="examples", ylabel="share of answers")
     _ticks(axes, list(found))
     axes.legend(fontsize=8)
