@@ -559,7 +559,7 @@ def test_a_page_of_two_seeds_says_for_each_what_holds():
 
 
 def test_tables_show_each_model_in_its_own_row():
-    from reproduction.page import page
+    from reproduction.page import ABLATIONS, page
 
     results = made_up()
     for place, (model, mode) in enumerate(
@@ -575,7 +575,12 @@ def test_tables_show_each_model_in_its_own_row():
     results["kinds"]["autoregressive"][0] |= {"mode": "sequential", "right": 77}
     results["kinds"]["reference"][2] |= {"right": 12}
     results["in_batches"][0]["tokens_per_second_sequential"] = 1234.4
+    for name in results["few"]:
+        results["kinds"][name][0]["right"] = 0  # collective
+    solved_by_none = page(results, "images")
+    results["kinds"]["parallel_only"][0]["right"] = 10
     text = page(results, "images")
+    assert f"these solve any: {ABLATIONS['parallel_only']} (10 of 100). By kind:" in text.replace("\n", " ")
     table_2, kinds, growth, time, few, ablations = (
         text.partition(f"## {title}\n")[2].partition("\n## ")[0]
         for title in ("Accuracy (table 2)", "When to think in parallel", "Length against the number of variables",
@@ -593,8 +598,6 @@ def test_tables_show_each_model_in_its_own_row():
     by_count, by_kind = few.split("By kind of `mixed`:")
     assert [cells(by_count, count)[1] for count in ("100", "300", "1,000", "4,000")] == ["3.0 M"] * 4
     assert cells(by_count, "1,000")[5].startswith("66%") and cells(by_kind, "1,000")[5] == "12 of 100"
-    from reproduction.page import ABLATIONS
-
     total, of_kinds = ablations.split("By kind:")
     assert cells(total, ABLATIONS["original"])[1].startswith("77%")
     assert cells(total, ABLATIONS["causal"])[2] == "-50.0 points [-52.0, -48.0]"
@@ -603,6 +606,7 @@ def test_tables_show_each_model_in_its_own_row():
     assert f"- {ABLATIONS['fast_rows']}: no difference to be told on mixed and sat." in total
     assert cells(of_kinds, ABLATIONS["reference"])[5] == "12 of 100"
     assert cells(of_kinds, ABLATIONS["causal"])[5] == "95 of 100"
+    assert "these solve any: none. By kind:" in solved_by_none.replace("\n", " ")
 
 
 # The script

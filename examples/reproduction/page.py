@@ -97,7 +97,7 @@ def _head(results: Results, docs: str) -> str:
 
 ```bash
 make reproduce          # one seed, with its page in runs/reproduction
-make reproduce-quick    # fewer problems, one ablation; into runs/reproduction-quick
+make reproduce-quick    # a quarter of the time: too little for the accuracies, enough for lengths and speed
 make reproduce-docs     # two seeds, and this page of both
 ```
 
@@ -288,7 +288,7 @@ def _ablations(results: Results) -> str:
                     percent(share(*in_blocks(results, name, task)))]  # fmt: skip
         rows.append(row)
     few = sum(results["plan"]["size"]["few"].values())
-    names = [name for task in tasks for name in (f"{task}: right", "less the first", "in blocks")]
+    names = [name for task in tasks for name in (f"{task}: right", "difference to the first", "in blocks")]
     kinds = [(ABLATIONS[name], results["kinds"][name], "parallel") for name in shown]
     text = f"""Each model is the first but for one thing, and was fine-tuned on {few:,} examples, with one seed.
 `evaluate/NAME` is named as the training in the commands below. Before each evaluation the engine is held against the
@@ -300,10 +300,22 @@ trained with, as the engine has no other.
 
 {_told(results, tasks)}
 
-What is told above is of all kinds of `mixed` together, and single ways are much the same for all. By kind:
+What is told above is of all kinds of `mixed` together, and single ways are much the same for all. Of the problems to
+gather, these solve any: {_gathering(kinds)}. By kind:
 
 {_by_kind(kinds)}"""
     return f"## What matters\n\n{text}"
+
+
+def _gathering(shown: Iterable[tuple[str, Sequence[Results], str]]) -> str:
+    """Which models are ever right where all ways are to be gathered."""
+    solved = [
+        f"{name} ({row['right']} of {row['problems']})"
+        for name, rows, mode in shown
+        for row in rows
+        if (row["kind"], row["mode"]) == ("collective", mode) and row["right"]
+    ]
+    return "; ".join(solved) or "none"
 
 
 def _told(results: Results, tasks: Sequence[str]) -> str:
