@@ -84,7 +84,8 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(chains, tmp_path, how
         return Reply(curate_model.competent(request), delay=30.0 if slow else 0.0)
 
     out, journal = tmp_path / "out", tmp_path / "out" / "work" / "finished.jsonl"
-    code = "import sys; from mvtrain.cli import main; sys.exit(main())"
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so in the background
+    code = f"import signal, sys; from mvtrain.cli import main; {heard}; sys.exit(main())"
     with ChatServer(play) as server:
         process = subprocess.Popen(
             [sys.executable, "-c", code, "curate", str(chains), str(out), "--model", "m", "--base-url", server.url],
