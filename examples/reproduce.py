@@ -135,7 +135,7 @@ def reproduce(work: Work, plan: dict[str, Any]) -> dict[str, Any]:
         clock(f"fine-tuning, {name}", lambda name=name: models.ablation(work, name))
     for count in work.size.transfer:
         clock(f"fine-tuning, {count} examples", lambda count=count: models.transfer(work, count))
-    fewer = {f"transfer_{count}": count for count in work.size.transfer}
+    fewer = [f"transfer_{count}" for count in work.size.transfer]
     results = {
         "plan": plan,
         "command": commands.as_typed([sys.executable, *sys.argv]),

@@ -179,6 +179,13 @@ def test_seeds_repeat_themselves_and_folds_share_nothing(task):
     assert {fold_of(problem) for problem in problems(task, 20, NUM_FOLDS + 3)} == {3}
 
 
+def test_words_to_say_twice_are_all_that_other_tasks_look_up():
+    said = {word for problem in problems("copying", 200, 0) for word in problem.sequential.split()}
+    looked_up = {word for problem in problems("mixed", 100, 0, (2, 6)) for word in problem.sequential.split()}
+    labels = {f"{number}:" for number in range(1, 7)}
+    assert {f"{number}=" for number in range(1, 7)} <= looked_up - labels - {"so", *"123456"} <= said
+
+
 @pytest.mark.parametrize("variables", [2, 3])
 def test_folds_of_sat_share_no_formula_however_it_is_told(variables):
     def formula(question):

@@ -191,6 +191,16 @@ def test_answers_are_counted_by_mode_and_kind(work):
     ]
 
 
+def test_the_best_constant_answer_is_the_most_common_one(work):
+    from reproduction import experiments
+
+    found, _ = work
+    (found.out / "data").mkdir()
+    answers = ["both", "none", "both", "true", "false"]
+    found.file("test_sat").write_text("".join(json.dumps({"answer": answer}) + "\n" for answer in answers))
+    assert experiments.best_constant(found, "sat") == 0.4
+
+
 def test_speed_up_is_tokens_a_second_in_parallel_over_in_sequence(work, monkeypatch):
     from reproduction import speed
 
@@ -373,6 +383,10 @@ def as_parallel_unasked(results):
     measures(results, "multiverse", "test_sat", "unasked")["parallelism"] = estimate(2.95)
 
 
+def multiverse_at_base(results):
+    measures(results, "multiverse", "test_mixed", "parallel")["avg"] = estimate(0.1)
+
+
 def worse_unasked(results):
     results["unasked"][0] = difference("test_mixed", -0.3)
 
@@ -463,6 +477,7 @@ CASES = [
     (autoregressive_at_base, {f"mixed: {FAR_ABOVE}": False, f"mixed: {AS_WELL}": None}),
     (one_task_without_parallelism, {"parallelism above 1, and higher with the instruction": False}),
     (as_parallel_unasked, {"parallelism above 1, and higher with the instruction": False}),
+    (multiverse_at_base, {f"mixed: {FAR_ABOVE}": False, f"mixed: {AS_WITH}": None}),
     (worse_unasked, {f"mixed: {AS_WITH}": False}),
     (long_path, {THIRD: False}),
     (wrong_at_five, {THIRD: False}),
@@ -642,9 +657,9 @@ def test_a_folder_begun_with_another_plan_is_refused(tmp_path):
     own = plan.as_told(plan.SMOKE, 0, "test")
     reproduce.begin(tmp_path / "r", own)
     reproduce.begin(tmp_path / "r", own)
-    for changed in ({**own, "seed": 1}, {**own, "size": {**own["size"], "timed": 99}}, {**own, "more": 1}):
-        with pytest.raises(SystemExit, match="was begun with another"):
-            reproduce.begin(tmp_path / "r", changed)
+    for name, other in (("seed", 1), ("size", {**own["size"], "timed": 99}), ("more", 1)):
+        with pytest.raises(SystemExit, match=rf"was begun with another {name} \("):
+            reproduce.begin(tmp_path / "r", {**own, name: other})
     assert json.loads((tmp_path / "r" / "plan.json").read_text()) == own
 
 

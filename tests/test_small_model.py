@@ -65,3 +65,15 @@ def test_untag_keeps_what_was_trained_and_only_drops_the_tags(folders, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ar")
     assert not set(TAGS) & set(tokenizer.get_vocab())
     assert convert_checkpoint(str(tmp_path / "ar"), str(tmp_path / "again"))
+
+
+def test_a_checkpoint_with_a_config_is_whole(tmp_path, monkeypatch):
+    """What goes on after an interruption takes the config for the sign that all of it is there."""
+    moved = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda file, to: (moved.append(file.name), replace(file, to))[1])
+    with SCRIPT["_config_last"](tmp_path / "model") as part:
+        for name in ("a.json", "config.json", "tokenizer.json"):
+            (part / name).write_text("{}")
+    assert sorted(moved) == ["a.json", "config.json", "tokenizer.json"] and moved[-1] == "config.json"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
